@@ -1,0 +1,8 @@
+"""featx: transfer learning for scikit-learn."""
+
+from featx._version import __version__
+from featx.backbones import list_backbones, list_layers
+from featx.extractor import PretrainedFeatureExtractor
+from featx.images import load_image_folder
+
+__all__ = ["PretrainedFeatureExtractor", "__version__", "list_backbones", "list_layers", "load_image_folder"]

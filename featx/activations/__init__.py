@@ -1,0 +1,1 @@
+"""From batches of images to feature rows: taps, pooling and the loop around them."""

@@ -1,0 +1,249 @@
+"""From what a user passes as ``layers`` to places in a network: stages, trunk blocks, the penultimate layer, names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import cached_property
+from numbers import Integral
+
+from torch import nn
+
+from featx.backbones.table import Family, stages_of
+from featx.backbones.tracing import Call, prefix_tokens
+from featx.exceptions import LayerError
+
+_GLOBAL_POOLS = (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One place in a network where features are read.
+
+    Attributes
+    ----------
+    label : str
+        How the feature names call it.
+    name : str
+        Qualified name of the module; empty for the network itself.
+    call : int
+        Which of the module's calls, counted from 1.
+    side : {"output", "input"}
+    shape : tuple of int
+        For a batch of two images.
+    layout : {"NCHW", "NHWC", "tokens", "vector", "other"}
+    n_prefix_tokens : int
+        Leading tokens that stand for no place in the image (the class token).
+    position : int
+        How many of the trace's calls run before the layer is known.
+    """
+
+    label: str
+    name: str
+    call: int
+    side: str
+    shape: tuple[int, ...]
+    layout: str
+    n_prefix_tokens: int
+    position: int
+
+    @property
+    def channels(self) -> int:
+        """Number of channels, of token values or of vector entries."""
+        return self.shape[1] if self.layout == "NCHW" else self.shape[-1]
+
+    @property
+    def spatial(self) -> tuple[int, int]:
+        """Height and width in cells; (1, 1) for a vector."""
+        if self.layout == "tokens":
+            side = int((self.shape[1] - self.n_prefix_tokens) ** 0.5)
+            return side, side
+        if self.layout in ("NCHW", "NHWC"):
+            height, width = self.shape[-2:] if self.layout == "NCHW" else self.shape[1:3]
+            return height, width
+        return 1, 1
+
+
+class Architecture:
+    """What can be read from one network at one image size.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The network, of which structure alone is used.
+    calls : tuple of Call
+        Its trace.
+    family : Family or None
+        The table's row, which decides what the stages are; without one a generic rule does.
+    model : str
+        The network's name in the table, or what messages call it.
+    """
+
+    def __init__(self, module: nn.Module, calls: tuple[Call, ...], family: Family | None, model: str) -> None:
+        self.module, self.calls, self.family, self.model = module, calls, family, model
+        self._positions = {(name, call.index): position for position, call in enumerate(calls) for name in call.names}
+
+    @cached_property
+    def blocks(self) -> list[str]:
+        """Qualified names of the trunk blocks, shallow to deep."""
+        if self.family is not None:
+            return [
+                name for name in _flatten(self.module, self.family.trunk) if name not in self.family.downsampler_norms
+            ]
+        return _generic_blocks(self.module, self)
+
+    @cached_property
+    def stages(self) -> list[str]:
+        """Qualified names of the stages, shallow to deep."""
+        if self.family is not None:
+            return [name for name, _, _ in stages_of(self.model)]
+        last = {self.layer(name).spatial: name for name in self.blocks}
+        return sorted(last.values(), key=self.blocks.index)
+
+    @cached_property
+    def penultimate(self) -> Layer:
+        """The input of the output layer, or the network's own output where it has no output layer."""
+        output = self.family.output if self.family is not None else _generic_output(self)
+        if output is None:
+            return self.layer("", label="penultimate")
+        position = self._positions[output, 1]
+        call = self.calls[position]
+        return self._place("penultimate", call, output, "input", call.input_shape, call.input_layout, position)
+
+    @property
+    def names(self) -> list[str]:
+        """Every name that can be read, in the order in which the network reaches it."""
+        return [
+            name if call.index == 1 else f"{name}#{call.index}" for call in self.calls for name in call.names if name
+        ]
+
+    def layer(self, name: str, call: int = 1, label: str | None = None) -> Layer:
+        """The output of one call of the module of that name."""
+        position = self._positions[name, call]
+        found = self.calls[position]
+        return self._place(label or name, found, name, "output", found.shape, self._layout(name, found), position + 1)
+
+    def resolve(self, layers: object) -> list[Layer]:
+        """Places for a user's ``layers``: a name, a stage index, ``"all"``, or a list of these.
+
+        Raises
+        ------
+        LayerError
+            A name or index that the network does not have; the message names the nearest ones.
+        """
+        if isinstance(layers, (str, Integral)):
+            return list(self._resolve_one(layers))
+        if not isinstance(layers, Iterable):
+            raise LayerError(f"A layer or a list of layers is expected, got layers={layers!r}.")
+        found = [layer for spec in layers for layer in self._resolve_one(spec)]
+        if not found:
+            raise LayerError(f'At least one layer is expected, got layers={layers!r}. Try layers="penultimate".')
+        return found
+
+    def _resolve_one(self, spec: object) -> Iterator[Layer]:
+        if spec == "penultimate":
+            yield self.penultimate
+        elif spec == "all":
+            yield from map(self.layer, self.stages)
+        elif isinstance(spec, Integral) and not isinstance(spec, bool):
+            yield self.layer(self._stage(int(spec)))
+        elif isinstance(spec, str):
+            yield self._named(spec)
+        else:
+            raise LayerError(
+                f'A layer is expected to be "penultimate", "all", a stage index or a module\'s name, got {spec!r}.'
+            )
+
+    def _stage(self, index: int) -> str:
+        count = len(self.stages)
+        if not -count <= index < count:
+            raise LayerError(
+                f"A stage index from {-count} to {count - 1} is expected for {self.model}, got layers={index}. "
+                f"Its stages are {self.stages}."
+            )
+        return self.stages[index]
+
+    def _named(self, spec: str) -> Layer:
+        match = re.fullmatch(r"(.*?)(?:#(\d+))?", spec, flags=re.DOTALL)
+        assert match is not None  # every string matches
+        name, call = match[1], int(match[2] or 1)
+        if name and (name, call) in self._positions:
+            return self.layer(name, call, label=spec)
+        raise LayerError(self._unknown(spec, name))
+
+    def _unknown(self, spec: str, name: str) -> str:
+        times = sum(name in call.names for call in self.calls)
+        if name and times:
+            return f"A call of {name!r} from 1 to {times} is expected, got layers={spec!r}."
+        if name in dict(self.module.named_modules()):
+            return (
+                f"A layer that runs when the network sees an image is expected, got layers={spec!r}, which is never "
+                "called or puts out no tensor. Read the module around it or a part of it instead."
+            )
+        near = get_close_matches(spec, ["penultimate", "all", *self.names], n=3, cutoff=0.5)
+        hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else "See featx.list_layers()."
+        return f"The name of a layer of {self.model} is expected, got layers={spec!r}. {hint}"
+
+    def _layout(self, name: str, call: Call) -> str:
+        if self.family is not None and len(call.shape) == 4:
+            for pattern, layout in self.family.layouts.items():
+                if fnmatchcase(name, pattern):
+                    return layout
+            if name in self.blocks or name in self.stages:
+                return self.family.layout
+        return call.layout
+
+    def _place(
+        self, label: str, call: Call, name: str, side: str, shape: tuple[int, ...], layout: str, position: int
+    ) -> Layer:
+        prefix = 0
+        if layout == "tokens":
+            prefix = self.family.n_prefix_tokens if self.family is not None else prefix_tokens(shape[1])
+        return Layer(label, name, call.index, side, shape, layout, prefix, position)
+
+
+def _flatten(root: nn.Module, names: Iterable[str]) -> list[str]:
+    """Names of the blocks: exact Sequentials and ModuleLists give way to their children."""
+    blocks = []
+    for name in names:
+        module = root.get_submodule(name)
+        if type(module) in (nn.Sequential, nn.ModuleList):
+            blocks += _flatten(root, [f"{name}.{child}".lstrip(".") for child, _ in module.named_children()])
+        else:
+            blocks.append(name)
+    return blocks
+
+
+def _generic_blocks(root: nn.Module, architecture: Architecture) -> list[str]:
+    """Blocks of a module that the table does not know: what puts out a map or tokens before the output layer."""
+    prefix, module = "", root
+    while True:
+        children = [f"{prefix}.{name}".lstrip(".") for name, _ in module.named_children()]
+        blocks = [name for name in _flatten(root, children) if _is_block(name, architecture)]
+        if len(blocks) != 1 or not any(True for _ in root.get_submodule(blocks[0]).children()):
+            break
+        prefix, module = blocks[0], root.get_submodule(blocks[0])
+    return sorted(blocks, key=lambda name: architecture.layer(name).position) or [prefix]
+
+
+def _is_block(name: str, architecture: Architecture) -> bool:
+    if (name, 1) not in architecture._positions or isinstance(architecture.module.get_submodule(name), _GLOBAL_POOLS):
+        return False
+    layer = architecture.layer(name)
+    before = architecture.penultimate
+    in_head = before.side == "input" and layer.position > before.position
+    return not in_head and layer.layout in ("NCHW", "NHWC", "tokens") and layer.spatial != (1, 1)
+
+
+def _generic_output(architecture: Architecture) -> str | None:
+    """The last layer with parameters, where it is a Linear or 1 x 1 convolution that makes the network's scores."""
+    calls: Sequence[Call] = [call for call in architecture.calls if any(True for _ in call.module.parameters(False))]
+    if not calls or len(architecture.calls[-1].shape) != 2:
+        return None
+    last, scores = calls[-1], architecture.calls[-1].shape[1]
+    linear = isinstance(last.module, nn.Linear) and last.shape == (2, scores)
+    pointwise = isinstance(last.module, nn.Conv2d) and last.module.kernel_size == (1, 1) and last.shape[1] == scores
+    return last.name if linear or pointwise else None

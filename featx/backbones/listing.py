@@ -1,0 +1,33 @@
+"""What can be passed as ``layers``."""
+
+from __future__ import annotations
+
+
+def list_layers(backbone: object = "resnet18", *, kind: str = "stages") -> list[str]:
+    """Names that ``layers`` takes for a backbone, in the order in which the network reaches them; fetches no weights.
+
+    Parameters
+    ----------
+    backbone : str, callable or nn.Module, default="resnet18"
+        As in PretrainedFeatureExtractor.
+    kind : {"stages", "blocks", "modules"}, default="stages"
+        ``"stages"``: the last output at each spatial resolution, what a stage index counts; ``"blocks"``: every block
+        of the trunk; ``"modules"``: everything that runs, ``"NAME#2"`` being the second call of a module.
+
+    Returns
+    -------
+    names : list of str
+
+    Examples
+    --------
+    >>> from featx import list_layers
+    >>> list_layers("resnet18")
+    ['relu', 'layer1', 'layer2', 'layer3', 'layer4']
+    """
+    from featx.backbones.networks import network_spec
+
+    if kind not in ("stages", "blocks", "modules"):
+        raise ValueError(f'kind is expected to be "stages", "blocks" or "modules", got kind={kind!r}.')
+    spec = network_spec(backbone, "DEFAULT", seed=0)
+    architecture = spec.architecture(spec.preset.crop)
+    return list({"stages": architecture.stages, "blocks": architecture.blocks, "modules": architecture.names}[kind])

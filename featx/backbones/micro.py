@@ -1,0 +1,75 @@
+"""featx_micro: the embedded network, small enough to travel inside the package."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+#: Channel statistics of the CIFAR-10 training photos, in units of a 0..1 pixel range.
+MEAN = (0.4914, 0.4822, 0.4465)
+STD = (0.2470, 0.2435, 0.2616)
+INPUT_SIZE = 32
+CATEGORIES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+class Stem(nn.Module):
+    """3 x 3 convolution that starts as a whitening of image patches, then GELU."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1)
+        self.activation = nn.GELU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """From (n, 3, ...) to (n, channels, ...) at the same height and width."""
+        return self.activation(self.conv(x))
+
+
+class ConvBlock(nn.Module):
+    """3 x 3 convolution, an optional 2 x 2 max pool, batch normalisation, GELU."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, downsample: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.pool = nn.MaxPool2d(2) if downsample else nn.Identity()
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.activation = nn.GELU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """From (n, in_channels, ...) to (n, out_channels, ...), at half the height and width with ``downsample``."""
+        return self.activation(self.norm(self.pool(self.conv(x))))
+
+
+class FeatxMicro(nn.Module):
+    """Convolutional network of 0.9 million parameters for 32 x 32 images.
+
+    Seven 3 x 3 convolutions at reductions 1, 2, 4 and 8; the whitened stem and the order pool, norm, GELU follow
+    what is known to train fast on CIFAR-10 [1]_.
+
+    Parameters
+    ----------
+    num_classes : int, default=10
+        Width of the output layer.
+
+    References
+    ----------
+    .. [1] K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498, sections 3.1 to 3.4.
+    """
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            Stem(24),
+            ConvBlock(24, 64, downsample=True),
+            ConvBlock(64, 64),
+            ConvBlock(64, 144, downsample=True),
+            ConvBlock(144, 144),
+            ConvBlock(144, 192, downsample=True),
+            ConvBlock(192, 192),
+        )
+        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.head = nn.Linear(192, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Class scores of shape (n, num_classes) for normalised images of shape (n, 3, 32, 32)."""
+        return self.head(self.pool(self.features(x)).flatten(1))

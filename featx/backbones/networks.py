@@ -1,0 +1,135 @@
+"""Networks that are ready to run: one loaded copy per process, shared by all clones of an estimator."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from featx.backbones.catalogue import Backbone, resolve_backbone
+from featx.backbones.fingerprint import fingerprint
+from featx.backbones.layers import Architecture
+from featx.backbones.tracing import trace
+from featx.backbones.weights import Weights, build_with_weights, preset_of, resolve_weights
+from featx.images.preprocessing import Preset
+
+# A grid search over backbones needs a few at once; a notebook that tries fifty must not hold them all.
+_MOST_LOADED = 8
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in eval mode on a device.
+
+    Attributes
+    ----------
+    module : nn.Module
+        Shared by everyone in the process: hold ``lock`` while hooks are attached to it.
+    missing : frozenset of str
+        Modules of the head that a weights file had no tensors for; their values mean nothing.
+    """
+
+    module: nn.Module
+    missing: frozenset[str]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of architecture and weights."""
+        return fingerprint(self.module)
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """Which network, with which weights: everything but the tensors."""
+
+    backbone: Backbone
+    weights: Weights
+    seed: int
+
+    @property
+    def preset(self) -> Preset:
+        """Preprocessing that belongs to the weights."""
+        return preset_of(self.backbone, self.weights)
+
+    def architecture(self, size: int) -> Architecture:
+        """What can be read from the network when it sees images of ``size`` x ``size`` pixels; loads no weights."""
+        if self.backbone.named:
+            return _named_architecture(self.backbone, size)
+        return _architecture(self.backbone, self.load("cpu", torch.float32).module, size)
+
+    def load(self, device: str, dtype: torch.dtype) -> Network:
+        """The network, from this process's shelf where it is there; a module of the user's is copied anew each time."""
+        if self.backbone.key is None:
+            return self._load(device, dtype)
+        key = (self.backbone.key, self.weights.key(), self.seed, device, dtype)
+        return _SHELF.get(key, lambda: self._load(device, dtype))
+
+    def _load(self, device: str, dtype: torch.dtype) -> Network:
+        module, missing = build_with_weights(self.backbone, self.weights, self.seed)
+        module.eval().requires_grad_(False)
+        module = module.to(device, dtype).to(memory_format=torch.channels_last)
+        return Network(module, missing)
+
+
+class _Shelf:
+    """The networks last used, at most a few."""
+
+    def __init__(self) -> None:
+        self._networks: OrderedDict[Hashable, Network] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, load: Callable[[], Network]) -> Network:
+        with self._lock:
+            network = self._networks.get(key) or load()
+            self._networks[key] = network
+            self._networks.move_to_end(key)
+            while len(self._networks) > _MOST_LOADED:
+                self._networks.popitem(last=False)
+            return network
+
+
+_SHELF = _Shelf()
+
+
+def _renew_locks() -> None:
+    """In a forked child nobody is left to release a lock that another thread of the parent held."""
+    global _SHELF
+    _SHELF = _Shelf()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
+
+
+def network_spec(backbone: object, weights: object, seed: int) -> NetworkSpec:
+    """Check a user's ``backbone`` and ``weights`` without loading anything."""
+    resolved = resolve_backbone(backbone)
+    return NetworkSpec(resolved, resolve_weights(resolved, weights), seed)
+
+
+@lru_cache(maxsize=64)
+def _named_architecture(backbone: Backbone, size: int) -> Architecture:
+    with _EmptyTensorsOnMeta():
+        module = backbone.build().to("meta")
+    return _architecture(backbone, module, size)
+
+
+class _EmptyTensorsOnMeta(TorchFunctionMode):
+    """Parameters take no memory and no initialisation, while the numbers that builders compute with stay real."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        device = {"device": "meta"} if func is torch.empty else {}
+        return func(*args, **{**(kwargs or {}), **device})
+
+
+def _architecture(backbone: Backbone, module: nn.Module, size: int) -> Architecture:
+    return Architecture(module, trace(module, size), backbone.family, backbone.label)

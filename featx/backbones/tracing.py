@@ -1,0 +1,171 @@
+"""One pass over a network without weights or pixels: which modules run, in what order, and what they put out."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from featx.exceptions import BackboneError
+
+# Modules whose 4-D output is (n, channels, height, width) whatever came before, and those that work on the last axis.
+_CHANNELS_FIRST = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.GroupNorm,
+)
+_CHANNELS_LAST = (nn.LayerNorm, nn.Linear)
+_PERMUTED = {(0, 2, 3, 1): "NHWC", (0, 3, 1, 2): "NCHW"}  # by the dims of torchvision's Permute
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module during a pass.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Qualified names of the module; several where it is shared.
+    index : int
+        1 for the module's first call in the pass, 2 for its second, ...
+    shape : tuple of int
+        Of the (first) output, for a batch of two images.
+    layout : {"NCHW", "NHWC", "tokens", "vector", "other"}
+    input_shape : tuple of int
+        Of the first input; empty where it is not a tensor.
+    input_layout : str
+    module : nn.Module
+        On the meta device: type and structure, no values.
+    """
+
+    names: tuple[str, ...]
+    index: int
+    shape: tuple[int, ...]
+    layout: str
+    input_shape: tuple[int, ...]
+    input_layout: str
+    module: nn.Module
+
+    @property
+    def name(self) -> str:
+        """The first of the qualified names."""
+        return self.names[0]
+
+
+def first_tensor(value: Any) -> torch.Tensor | None:
+    """The tensor a module puts out, or the first one of a tuple, list or mapping."""
+    if isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, (tuple, list)):
+        return next((found for found in map(first_tensor, value) if found is not None), None)
+    return None
+
+
+def trace(module: nn.Module, size: int) -> tuple[Call, ...]:
+    """Calls in the order in which they return, for images of ``size`` x ``size`` pixels.
+
+    Runs a copy on PyTorch's meta device, so neither values nor time are needed; a module that cannot run there is run
+    on black images instead.
+
+    Raises
+    ------
+    BackboneError
+        The network does not take images of that size.
+    """
+    try:
+        return _run(_copy_to_meta(module), torch.empty(2, 3, size, size, device="meta"))
+    except Exception:  # whatever it was, it decides nothing: the run on real pixels below does
+        return _run_on_black_images(module, size)
+
+
+def _copy_to_meta(module: nn.Module) -> nn.Module:
+    # The memo makes deepcopy take empty tensors in place of copying the weights.
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): _empty_like(tensor) for tensor in tensors})
+
+
+def _empty_like(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _run_on_black_images(module: nn.Module, size: int) -> tuple[Call, ...]:
+    try:
+        return _run(copy.deepcopy(module).to("cpu", torch.float32), torch.zeros(2, 3, size, size))
+    except Exception as error:
+        raise BackboneError(
+            f"A network that takes a batch of shape (n, 3, {size}, {size}) is expected, got {type(module).__name__} "
+            f"which fails on it: {error}. Set image_size to a side that it takes."
+        ) from error
+
+
+def _run(module: nn.Module, images: torch.Tensor) -> tuple[Call, ...]:
+    names: dict[nn.Module, list[str]] = {}
+    for name, child in module.named_modules(remove_duplicate=False):
+        names.setdefault(child, []).append(name)
+    recorder = _Recorder({child: tuple(aliases) for child, aliases in names.items()})
+    module.eval()
+    for child in names:
+        child.register_forward_hook(recorder)
+    with torch.inference_mode():
+        module(images)
+    return tuple(recorder.calls)
+
+
+class _Recorder:
+    """Forward hook that notes every call, with the layout of what went in and what came out."""
+
+    def __init__(self, names: dict[nn.Module, tuple[str, ...]]) -> None:
+        self.names = names
+        self.calls: list[Call] = []
+        self.counts: dict[nn.Module, int] = {}
+        self.last_image_layout = "NCHW"
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        out, given = first_tensor(output), first_tensor(args)
+        if out is None:
+            return
+        self.counts[module] = self.counts.get(module, 0) + 1
+        before = self.last_image_layout
+        layout = self._layout(module, out)
+        self.calls.append(
+            Call(
+                self.names[module],
+                self.counts[module],
+                tuple(out.shape),
+                layout,
+                () if given is None else tuple(given.shape),
+                "other" if given is None else _layout_of_shape(given.ndim, before),
+                module,
+            )
+        )
+
+    def _layout(self, module: nn.Module, out: torch.Tensor) -> str:
+        if out.ndim == 4 and not any(True for _ in module.children()):
+            if isinstance(module, _CHANNELS_FIRST):
+                self.last_image_layout = "NCHW"
+            elif type(module) in _CHANNELS_LAST:
+                self.last_image_layout = "NHWC"
+            elif (turned := _PERMUTED.get(tuple(getattr(module, "dims", ())))) is not None:
+                self.last_image_layout = turned
+        return _layout_of_shape(out.ndim, self.last_image_layout)
+
+
+def _layout_of_shape(ndim: int, image_layout: str) -> str:
+    return {2: "vector", 3: "tokens", 4: image_layout}.get(ndim, "other")
+
+
+def prefix_tokens(n_tokens: int) -> int:
+    """How many leading tokens stand beside a square grid: 1 for 197 = 1 + 14 x 14, 0 for 196."""
+    return 1 if n_tokens > 1 and math.isqrt(n_tokens - 1) ** 2 == n_tokens - 1 else 0

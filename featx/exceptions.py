@@ -1,0 +1,48 @@
+"""The errors that featx raises on its own account.
+
+Each is also the builtin it comes closest to, so that code which knows nothing of featx catches it too.
+"""
+
+from __future__ import annotations
+
+
+class FeatxError(Exception):
+    """Base of all errors of this package."""
+
+
+class UnreadableImage(FeatxError, ValueError):
+    """One picture that cannot be read, seen from where its place in X is not known.
+
+    Its message is the reason alone ("truncated JPEG"); whoever knows the row turns it into an :class:`ImageError`.
+    """
+
+
+class ImageError(FeatxError, ValueError):
+    """One item of X that cannot be read.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong and what to do about it.
+    row : int or None, default=None
+        Position in X, counted from 0.
+    source : str or None, default=None
+        The file it was read from, None for pixels in memory.
+    """
+
+    def __init__(self, message: str, *, row: int | None = None, source: str | None = None) -> None:
+        super().__init__(message)
+        self.row = row
+        self.source = source
+
+
+class LayerError(FeatxError, ValueError):
+    """A layer that the network does not have, or that cannot be read as asked."""
+
+
+class BackboneError(FeatxError, ValueError):
+    """A backbone that is not known or cannot be built."""
+
+
+class WeightsError(FeatxError, ValueError):
+    """Weights that cannot be found, fetched or fitted to the network."""

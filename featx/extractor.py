@@ -1,0 +1,349 @@
+"""PretrainedFeatureExtractor: a pretrained network as a scikit-learn transformer."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import _check_feature_names_in, validate_data
+
+from featx.images.sources import Items, as_items
+
+if TYPE_CHECKING:
+    from featx.activations.engine import Block, Recipe
+    from featx.activations.plan import FeaturePlan
+    from featx.backbones.layers import Architecture
+    from featx.backbones.networks import NetworkSpec
+    from featx.images.preprocessing import Preprocessing
+
+
+class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Features of images from the layers of a pretrained network.
+
+    Stateless: the features of an image depend on the image and on the parameters alone, so ``transform`` works
+    without ``fit``, and ``fit`` checks its arguments but decodes no image and loads no weights. The network runs in
+    eval mode, without gradients, up to the deepest layer asked for; it is loaded once per process, shared by all
+    clones, and never pickled unless ``backbone`` is itself a module.
+
+    Parameters
+    ----------
+    backbone : str, callable or nn.Module, default="resnet18"
+        A name from :func:`featx.list_backbones` (``"featx_micro"`` works offline), a callable without arguments that
+        returns a module (cheap to clone and pickle), or a module (copied by ``clone`` and by pickling, and copied
+        again by each ``transform``, so that the one passed in is never touched).
+    weights : str, path or None, default="DEFAULT"
+        Name of published weights (``"DEFAULT"``, ``"IMAGENET1K_V1"``), fetched once and kept by torch; the path of a
+        ``.safetensors`` or ``.pth`` file, which may lack the output layers; or None for a random network. For a module
+        or callable ``"DEFAULT"`` means as it comes.
+    layers : str, int or list of these, default="penultimate"
+        What to read: ``"penultimate"`` (the input of the output layer), a stage index (negative from the end), a
+        module's qualified name as PyTorch prints it (``"NAME#2"`` for its second call), a list of these (columns in
+        that order), or ``"all"`` for every stage. See :func:`featx.list_layers`.
+    pooling : {"avg", "max", "gem", "cls", "flatten", "map"}, default="avg"
+        How a spatial or token layer becomes a row; vectors pass unchanged. ``"gem"`` is the generalised mean with
+        p = 3 [1]_, ``"cls"`` the class token, ``"flatten"`` everything (large), ``"map"`` gives an array of shape
+        (n, height, width, channels), several layers brought to the first one's grid. avg, max and gem leave the class
+        token out.
+    grid : int, default=1
+        avg, max and gem are taken over ``grid`` x ``grid`` cells, which keeps ``grid ** 2`` times as many columns and
+        some of the layout of the image. Cells repeat where a layer has fewer.
+    normalize : {None, "l2", "signed-sqrt"}, default=None
+        Scale each image's row to length 1, per layer, before layers are put side by side; ``"signed-sqrt"`` takes
+        signed square roots first [2]_.
+    image_shape : tuple or None, default=None
+        For a 2-D X with one flattened image a row: (height, width) or (height, width, channels), in pixels, -1 once as
+        in numpy. Rows are stretched to the network's input, never cropped.
+    pixel_range : "auto" or (low, high), default="auto"
+        Meaning of numbers in arrays (files have their own). ``"auto"`` takes uint8 as 0..255 and floats as 0..1, and
+        raises for anything else; a pair is an affine map onto 0..1, without clipping or error.
+    preprocess : "weights", str, None or callable, default="weights"
+        ``"weights"``: what the weights were trained with; the full name of other torchvision weights
+        (``"ResNet50_Weights.IMAGENET1K_V2"``); None: X holds ready float tensors; or a callable that gets a PIL image
+        (a float tensor of shape (3, height, width) for a float array) and returns a tensor. Other forms make features
+        that the network was not trained for.
+    image_size : int or None, default=None
+        Side in pixels fed to the network; the preset's resize and crop are scaled together. Larger is slower by the
+        square and sees finer detail.
+    max_pixels : int, default=178956970
+        An image with more is an error before it is decoded.
+    on_error : {"raise", "nan"}, default="raise"
+        An unreadable image raises an error that names its row and file, or becomes a row of NaN with one warning
+        that counts them.
+    device : str or None, default=None
+        As torch spells it; None takes CUDA, MPS or CPU, the first there is.
+    precision : {"float32", "bfloat16", "float16"}, default="float32"
+        Of the network; features are float32 in any case. Half precision changes them by about 1e-2 of their norm.
+    batch_size : int, default=32
+        Images per forward pass. Changes speed and memory, never a result.
+    n_jobs : int or None, default=None
+        Decoding threads; None means as many as torch uses, -1 all cores. Changes speed, never a result.
+    random_state : int or None, default=None
+        Seed of the random network of ``weights=None``; None means 0.
+    verbose : int, default=0
+        1 shows a progress bar with images per second.
+
+    Attributes
+    ----------
+    n_features_in_ : int
+        Number of columns of a 2-D X. Only with ``image_shape``.
+    feature_names_in_ : ndarray of str
+        Column names of a 2-D X. Only with ``image_shape`` and a data frame.
+
+    See Also
+    --------
+    featx.list_backbones : Names that ``backbone`` takes.
+    featx.list_layers : Names that ``layers`` takes.
+    featx.load_image_folder : Paths and labels from a folder of class subfolders.
+
+    References
+    ----------
+    .. [1] F. Radenovic et al., "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019, section 3.2.
+    .. [2] F. Perronnin et al., "Improving the Fisher Kernel for Large-Scale Image Classification", ECCV 2010,
+       section 3.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from featx import PretrainedFeatureExtractor
+    >>> digits = load_digits()
+    >>> extractor = PretrainedFeatureExtractor("featx_micro", layers=2, image_shape=(8, 8), pixel_range=(0, 16))
+    >>> model = make_pipeline(extractor, LogisticRegression(max_iter=1000))
+    >>> model.fit(digits.data[:100], digits.target[:100]).predict(digits.data[100:103]).shape
+    (3,)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "backbone": [str, callable],
+        "weights": [str, os.PathLike, None],
+        "layers": [str, Integral, list, tuple, np.ndarray],
+        "pooling": [StrOptions({"avg", "max", "gem", "cls", "flatten", "map"})],
+        "grid": [Interval(Integral, 1, None, closed="left")],
+        "normalize": [StrOptions({"l2", "signed-sqrt"}), None],
+        "image_shape": [tuple, list, None],
+        "pixel_range": [StrOptions({"auto"}), tuple, list],
+        "preprocess": [str, callable, None],
+        "image_size": [Interval(Integral, 1, None, closed="left"), None],
+        "max_pixels": [Interval(Integral, 1, None, closed="left")],
+        "on_error": [StrOptions({"raise", "nan"})],
+        "device": [str, None],
+        "precision": [StrOptions({"float32", "bfloat16", "float16"})],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "n_jobs": [Integral, None],
+        "random_state": [Interval(Integral, 0, 2**32 - 1, closed="both"), None],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        backbone: Any = "resnet18",
+        *,
+        weights: str | os.PathLike[str] | None = "DEFAULT",
+        layers: Any = "penultimate",
+        pooling: str = "avg",
+        grid: int = 1,
+        normalize: str | None = None,
+        image_shape: tuple[int, ...] | None = None,
+        pixel_range: str | tuple[float, float] = "auto",
+        preprocess: str | Callable[[Any], Any] | None = "weights",
+        image_size: int | None = None,
+        max_pixels: int = 178956970,
+        on_error: str = "raise",
+        device: str | None = None,
+        precision: str = "float32",
+        batch_size: int = 32,
+        n_jobs: int | None = None,
+        random_state: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.weights = weights
+        self.layers = layers
+        self.pooling = pooling
+        self.grid = grid
+        self.normalize = normalize
+        self.image_shape = image_shape
+        self.pixel_range = pixel_range
+        self.preprocess = preprocess
+        self.image_size = image_size
+        self.max_pixels = max_pixels
+        self.on_error = on_error
+        self.device = device
+        self.precision = precision
+        self.batch_size = batch_size
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    def fit(self, X: Any, y: Any = None) -> PretrainedFeatureExtractor:
+        """Check parameters and the form of X; decode no image and load no weights.
+
+        Parameters
+        ----------
+        X : array-like of images
+            As in :meth:`transform`.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self
+        """
+        self._items(X, reset=True)
+        spec = self._spec()
+        if spec.backbone.named:
+            self._plan(self._architecture(spec))
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Features of images, one row each, in the order of X.
+
+        Parameters
+        ----------
+        X : array-like of n images
+            A list, array, Series or one-column frame of paths, ``bytes`` or PIL images; an array of shape
+            (n, height, width) or (n, height, width, channels) with 1, 3 or 4 channels; a tensor of shape
+            (n, channels, height, width); or, with ``image_shape``, 2-D numbers with one flattened image a row.
+
+        Returns
+        -------
+        features : ndarray of shape (n, n_features), float32
+            Of shape (n, height, width, channels) for ``pooling="map"``.
+
+        Raises
+        ------
+        ImageError
+            An image cannot be read and ``on_error="raise"``. A ValueError; names the row and the file.
+        ValueError
+            X is of no form that is known, or a parameter is wrong.
+        """
+        self._validate_params()
+        items, recipe = self._items(X, reset=False), self._recipe()
+        features = np.empty((len(items), *recipe.plan.shape), dtype=np.float32)
+        with closing(self._iter_blocks(items, recipe)) as blocks:
+            for block in blocks:
+                features[block.start : block.stop] = block.rows
+        return features
+
+    def iter_transform(self, X: Any) -> Iterator[np.ndarray]:
+        """Features of images in blocks of rows, for data larger than memory.
+
+        Parameters
+        ----------
+        X : array-like of n images
+            As in :meth:`transform`.
+
+        Yields
+        ------
+        rows : ndarray of shape (at most batch_size, n_features), float32
+            In the order of X. Decoding stops when the iterator is closed.
+        """
+        self._validate_params()
+        return self._iter_rows(self._items(X, reset=False), self._recipe())
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names of the columns: layer, pooling and position, such as ``"layer4_avg_17"``.
+
+        Parameters
+        ----------
+        input_features : array-like of str or None, default=None
+            Only checked against ``feature_names_in_``, where there is one.
+
+        Returns
+        -------
+        names : ndarray of str objects
+        """
+        if hasattr(self, "n_features_in_"):
+            _check_feature_names_in(self, input_features)
+        if self.pooling == "map":
+            raise ValueError('Column names need one row per image, got pooling="map". Use any other pooling.')
+        return self._plan(self._architecture(self._spec())).names()
+
+    def _iter_rows(self, items: Items, recipe: Recipe) -> Iterator[np.ndarray]:
+        with closing(self._iter_blocks(items, recipe)) as blocks:
+            for block in blocks:
+                yield block.rows
+
+    def _iter_blocks(self, items: Items, recipe: Recipe) -> Generator[Block]:
+        """Blocks of features, with the progress bar and the warning that counts unreadable images."""
+        from tqdm.auto import tqdm
+
+        errors: list[Exception] = []
+        blocks = recipe.iter_blocks(items, batch_size=self.batch_size, n_jobs=self.n_jobs, on_error=self.on_error)
+        bar = tqdm(total=len(items), unit="img", desc=recipe.spec.backbone.label, disable=not self.verbose)
+        with closing(blocks), bar:
+            for block in blocks:
+                errors += block.errors
+                bar.update(block.stop - block.start)
+                yield block
+        if errors:
+            warnings.warn(
+                f"{len(errors)} of {len(items)} images could not be read; their rows are NaN. The first: {errors[0]}",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _items(self, X: Any, *, reset: bool) -> Items:
+        if self.image_shape is not None:
+            X = validate_data(self, X, reset=reset, dtype="numeric")
+        return as_items(
+            X,
+            image_shape=self.image_shape,
+            pixel_range=self.pixel_range,
+            max_pixels=self.max_pixels,
+            raw=self.preprocess is None,
+        )
+
+    def _spec(self) -> NetworkSpec:
+        from featx.backbones.networks import network_spec
+
+        return network_spec(self.backbone, self.weights, self.random_state or 0)
+
+    def _preprocessing(self, spec: NetworkSpec) -> Preprocessing:
+        from featx.backbones.weights import preset_named
+        from featx.images.preprocessing import CustomPreprocessing
+
+        if not isinstance(self.preprocess, str):
+            return CustomPreprocessing(self.preprocess)
+        preset = spec.preset if self.preprocess == "weights" else preset_named(self.preprocess)
+        return preset.scaled(self.image_size)
+
+    def _architecture(self, spec: NetworkSpec) -> Architecture:
+        return spec.architecture(self.image_size or spec.preset.crop)
+
+    def _plan(self, architecture: Architecture) -> FeaturePlan:
+        from featx.activations.plan import FeaturePlan
+
+        return FeaturePlan(tuple(architecture.resolve(self.layers)), self.pooling, self.grid, self.normalize)
+
+    def _recipe(self) -> Recipe:
+        from featx.activations.engine import Recipe, resolve_device
+
+        spec = self._spec()
+        architecture = self._architecture(spec)
+        return Recipe(
+            spec,
+            architecture,
+            self._preprocessing(spec),
+            self._plan(architecture),
+            resolve_device(self.device),
+            self.precision,
+        )
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        tags.input_tags.two_d_array = self.image_shape is not None
+        tags.input_tags.three_d_array = self.image_shape is None
+        tags.input_tags.string = self.image_shape is None
+        return tags

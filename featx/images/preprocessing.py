@@ -1,0 +1,115 @@
+"""From one decoded image to a tile of the network's input size, and from tiles to a normalised batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+# Wider or taller than this, an image is cut to its middle before it is resized: a 10 x 30,000 strip scaled to a
+# short side of 256 would otherwise need 590 MB for pixels that the centre crop throws away.
+_MAX_ASPECT_RATIO = 4
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Preprocessing a network was trained with: resize the short side, crop the centre, normalise.
+
+    Parameters
+    ----------
+    resize, crop : int
+        Length of the short side after resizing, and side of the centre crop, in pixels.
+    mean, std : tuple of 3 floats
+        Per channel, for pixels in 0..1.
+    interpolation : {"bilinear", "bicubic"}
+        Always antialiased.
+    """
+
+    resize: int
+    crop: int
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+
+    def scaled(self, image_size: int | None) -> Preset:
+        """The same preset for another crop; resize and crop keep their proportion."""
+        if image_size is None or image_size == self.crop:
+            return self
+        return replace(self, resize=max(image_size, round(self.resize * image_size / self.crop)), crop=image_size)
+
+    def tile(self, image: torch.Tensor, *, stretch: bool) -> torch.Tensor:
+        """Resize and crop one image of shape (3, height, width) to (3, crop, crop); uint8 stays uint8."""
+        mode = InterpolationMode(self.interpolation)
+        if stretch:
+            return F.resize(image, [self.crop, self.crop], interpolation=mode, antialias=True)
+        image = F.resize(_bound_aspect_ratio(image), [self.resize], interpolation=mode, antialias=True)
+        return F.center_crop(image, [self.crop, self.crop]).contiguous()
+
+    def finish(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Normalise a batch of tiles, uint8 0..255 or float 0..1, to float32."""
+        tiles = _as_unit_float(tiles)
+        mean, std = (
+            torch.tensor(value, dtype=torch.float32, device=tiles.device).view(-1, 1, 1)
+            for value in (self.mean, self.std)
+        )
+        return (tiles - mean) / std
+
+
+@dataclass(frozen=True)
+class CustomPreprocessing:
+    """A callable of the user's in place of a preset: item -> float tensor that the network takes as it is.
+
+    The callable gets a PIL image where the item has 8-bit pixels, and a float32 tensor of shape
+    (3, height, width) where it is a float array; ``None`` takes the items as ready tensors.
+    """
+
+    function: Callable[[Any], Any] | None
+
+    def tile(self, image: torch.Tensor, *, stretch: bool) -> torch.Tensor:
+        """Apply the callable to one image and check what comes out."""
+        if self.function is None:
+            return image
+        out = self.function(F.to_pil_image(image) if image.dtype == torch.uint8 else image)
+        if not isinstance(out, torch.Tensor) or out.ndim != 3:
+            shown = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+            raise TypeError(
+                f"preprocess is expected to return a tensor of shape (channels, height, width), got {shown}. "
+                "End it with a conversion to a tensor, such as torchvision's ToTensor."
+            )
+        return out
+
+    def finish(self, tiles: torch.Tensor) -> torch.Tensor:
+        """The batch as float32; uint8 tiles are scaled to 0..1."""
+        return _as_unit_float(tiles)
+
+
+Preprocessing = Preset | CustomPreprocessing
+
+
+def collate(tiles: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Stack tiles; where some are uint8 and some float, all become float in 0..1."""
+    shapes = {tuple(tile.shape) for tile in tiles}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"Images of one shape are expected after preprocessing, got {sorted(shapes)}. "
+            'Let preprocess resize them, or use preprocess="weights".'
+        )
+    if len({tile.dtype for tile in tiles}) > 1:
+        tiles = [_as_unit_float(tile) for tile in tiles]
+    return torch.stack(list(tiles))
+
+
+def _as_unit_float(tiles: torch.Tensor) -> torch.Tensor:
+    return tiles.float() / 255 if tiles.dtype == torch.uint8 else tiles.float()
+
+
+def _bound_aspect_ratio(image: torch.Tensor) -> torch.Tensor:
+    height, width = image.shape[-2:]
+    longest = _MAX_ASPECT_RATIO * min(height, width)
+    if max(height, width) <= longest:
+        return image
+    return F.center_crop(image, [min(height, longest), min(width, longest)])

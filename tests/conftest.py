@@ -1,0 +1,56 @@
+"""Shared fixtures: the real photos and weights, the embedded network on digits, and a watch over global state."""
+
+from __future__ import annotations
+
+import os
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from featx import load_image_folder
+
+DATA = Path(os.environ.get("FEATX_DATA", Path(__file__).parents[2] / "shared"))
+SQUEEZENET = DATA / "weights" / "squeezenet1_1-imagenet-features.safetensors"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "realdata" in item.keywords and not DATA.is_dir():
+            item.add_marker(pytest.mark.skip(reason=f"real data not found at {DATA}; set FEATX_DATA to its folder"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """Every test leaves the thread count, the default device and the threads as it found them."""
+    before = torch.get_num_threads(), torch.get_default_device(), torch.get_default_dtype()
+    yield
+    assert (torch.get_num_threads(), torch.get_default_device(), torch.get_default_dtype()) == before
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("featx")]
+
+
+@pytest.fixture(scope="session")
+def ants_bees(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("ants-bees")
+    with zipfile.ZipFile(DATA / "data" / "ants-bees.zip") as archive:
+        archive.extractall(folder)
+    return load_image_folder(folder)
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    return load_digits(return_X_y=True)
+
+
+def relative_difference(first: np.ndarray, second: np.ndarray) -> float:
+    """Largest distance of corresponding rows, in units of the row's norm."""
+    first, second = np.asarray(first), np.asarray(second)
+    first, second = first.reshape(len(first), -1), second.reshape(len(second), -1)
+    return float((np.linalg.norm(first - second, axis=1) / np.linalg.norm(second, axis=1)).max())

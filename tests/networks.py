@@ -1,0 +1,63 @@
+"""Small networks from outside the catalogue, each with a habit that has broken feature extractors before."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class InPlace(nn.Module):
+    """Writes over its layers' outputs: an in-place ReLU, and an addition into a convolution's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.conv(x))
+        out = self.second(x)
+        out += x
+        return self.head(self.relu(out).mean((2, 3)))
+
+
+class Many(nn.Module):
+    """Calls one module twice, puts out tuples and dictionaries, and shares a module under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.again = self.conv
+        self.pair = Pair()
+        self.never = nn.Conv2d(3, 3, 1)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.conv(torch.relu(self.again(x)))
+        x, _ = self.pair(x)
+        return {"scores": self.head(x.mean((2, 3)))}
+
+
+class Pair(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x * 2, x * 3
+
+
+class Stubborn(nn.Module):
+    """Catches every Exception that comes out of its parts, and depends on values that only a real run has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=2)
+        self.deep = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        try:
+            x = self.conv(x)
+            x = x * float(x.mean() > -1e9)
+            x = self.deep(x)
+        except Exception as error:
+            raise AssertionError("nothing was expected to go wrong") from error
+        return x.mean((2, 3))

@@ -1,0 +1,104 @@
+"""scikit-learn's own checks on the real estimator, with their names asserted: a green suite of one check proves little."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.utils import estimator_checks
+from sklearn.utils.estimator_checks import check_estimator
+
+from featx import PretrainedFeatureExtractor
+
+NAMES = """
+check_estimator_cloneable check_estimator_tags_renamed check_valid_tag_types check_estimator_repr
+check_no_attributes_set_in_init check_fit_score_takes_y check_estimators_overwrite_params
+check_dont_overwrite_parameters check_estimators_fit_returns_self check_readonly_memmap_input
+check_do_not_raise_errors_in_init_or_set_params check_n_features_in_after_fitting check_mixin_order
+check_positive_only_tag_during_fit check_estimators_dtypes check_complex_data check_dtype_object
+check_estimators_empty_data_messages check_pipeline_consistency check_estimators_nan_inf check_estimator_sparse_tag
+check_estimator_sparse_array check_estimator_sparse_matrix check_estimators_pickle check_estimators_pickle
+check_array_api_input check_f_contiguous_array_estimator check_transformer_data_not_an_array
+check_transformer_general check_transformer_preserve_dtypes check_transformer_general
+check_transformers_unfitted_stateless check_transformer_n_iter check_parameters_default_constructible
+check_methods_sample_order_invariance check_methods_subset_invariance check_fit2d_1sample check_fit2d_1feature
+check_get_params_invariance check_set_params check_dict_unchanged check_fit_idempotent check_fit_check_is_fitted
+check_n_features_in check_fit1d check_fit2d_predict1d
+""".split()
+
+NEVER_YIELDED = [
+    "check_param_validation",
+    "check_set_output_transform",
+    "check_set_output_transform_pandas",
+    "check_set_output_transform_polars",
+    "check_global_output_transform_pandas",
+    "check_global_set_output_transform_polars",
+    "check_transformer_get_feature_names_out",
+    "check_transformer_get_feature_names_out_pandas",
+    "check_dataframe_column_names_consistency",
+]
+
+EXTRACTOR = PretrainedFeatureExtractor("featx_micro", image_shape=(1, -1), pixel_range=(-5, 5), image_size=16)
+
+
+def test_extractor_passes_every_check_of_scikit_learn() -> None:
+    results = check_estimator(EXTRACTOR, on_fail=None, on_skip=None)
+    assert sorted(result["check_name"] for result in results) == sorted(NAMES)
+    left = {result["check_name"]: result["status"] for result in results if result["status"] != "passed"}
+    assert left == {"check_array_api_input": "skipped"}, left
+
+
+@pytest.mark.parametrize("name", NEVER_YIELDED)
+def test_extractor_passes_checks_that_are_never_yielded(name: str) -> None:
+    getattr(estimator_checks, name)("PretrainedFeatureExtractor", clone(EXTRACTOR))
+
+
+def test_every_pixel_of_a_row_changes_some_feature() -> None:
+    rng = np.random.default_rng(0)
+    row = rng.uniform(-5, 5, size=20)
+    changed = np.repeat(row[None], 21, axis=0)
+    changed[np.arange(20), np.arange(20)] += 1
+    features = EXTRACTOR.transform(changed)
+    distances = np.linalg.norm(features[:20] - features[20], axis=1) / np.linalg.norm(features[20])
+    assert (distances > 1e-4).all(), distances
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, size=(6, 20, 24, 3), dtype=np.uint8)
+ON_IMAGES = PretrainedFeatureExtractor("featx_micro", layers=[1, "penultimate"])
+
+
+def test_images_in_any_order_and_any_subset_give_the_same_rows() -> None:
+    whole, order = ON_IMAGES.transform(IMAGES), np.array([3, 1, 5, 0, 4, 2])
+    np.testing.assert_allclose(ON_IMAGES.transform(IMAGES[order]), whole[order], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ON_IMAGES.transform(IMAGES[2:3]), whole[2:3], rtol=1e-4, atol=1e-5)
+
+
+def test_images_are_left_unmodified_and_may_be_read_only_or_mapped(tmp_path) -> None:
+    np.save(tmp_path / "images.npy", IMAGES)
+    mapped, before = np.load(tmp_path / "images.npy", mmap_mode="r"), IMAGES.copy()
+    read_only = IMAGES.copy()
+    read_only.setflags(write=False)
+    expected = ON_IMAGES.transform(IMAGES)
+    np.testing.assert_array_equal(IMAGES, before)
+    for X in (mapped, read_only, np.asfortranarray(IMAGES), IMAGES[::1, ::-1][:, ::-1]):
+        np.testing.assert_array_equal(ON_IMAGES.transform(X), expected)
+
+
+def test_fit_and_transform_on_images_leave_parameters_and_state_alone() -> None:
+    extractor = clone(ON_IMAGES)
+    before = dict(vars(extractor))
+    assert extractor.fit(IMAGES) is extractor
+    np.testing.assert_array_equal(extractor.transform(IMAGES), extractor.fit_transform(IMAGES, [0, 1] * 3))
+    assert vars(extractor) == before
+
+
+def test_dtypes_of_images_do_not_change_features() -> None:
+    expected = ON_IMAGES.transform(IMAGES)
+    floats = IMAGES / 255
+    for X in (floats, floats.astype(np.float32), list(IMAGES)):
+        np.testing.assert_allclose(ON_IMAGES.transform(X), expected, rtol=2e-2, atol=2e-2)
+
+
+def test_no_images_is_an_error_in_scikit_learns_words() -> None:
+    with pytest.raises(ValueError, match=r"0 sample\(s\)"):
+        ON_IMAGES.transform(IMAGES[:0])

@@ -1,0 +1,125 @@
+"""Reading layers: what is read is what the network computed there, in whatever company it is asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers_reference import reference_outputs, reference_penultimate
+from networks import InPlace, Many, Stubborn
+from torch import nn
+
+from featx.activations.taps import read
+from featx.backbones.layers import Architecture
+from featx.backbones.tracing import trace
+from featx.exceptions import LayerError
+
+IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def resolve(module: nn.Module, layers: object):
+    return Architecture(module, trace(module, 16), None, type(module).__name__).resolve(layers)
+
+
+def outputs(module: nn.Module, layers: object) -> list[torch.Tensor]:
+    return read(module.eval(), IMAGES, resolve(module, layers), lambda _, output: output.clone())
+
+
+@pytest.mark.parametrize("company", [[], ["relu#2"], ["second", "relu", "relu#2"]])
+@pytest.mark.parametrize("name", ["conv", "relu", "second", "relu#2"])
+def test_tap_equals_plain_reference_in_any_company(name: str, company: list[str]) -> None:
+    module = InPlace()
+    expected = reference_outputs(module, IMAGES, [name])[name]
+    torch.testing.assert_close(outputs(module, [name, *company])[0], expected)
+    torch.testing.assert_close(outputs(module, [*company, name])[-1], expected)
+
+
+def test_tap_reads_each_call_of_a_module_and_the_first_of_a_tuple() -> None:
+    module = Many()
+    names = ["conv", "conv#2", "again#2", "pair"]
+    expected = reference_outputs(module, IMAGES, ["conv", "conv#2", "conv#2", "pair"])
+    for name, found in zip(names, outputs(module, names), strict=True):
+        torch.testing.assert_close(found, expected[name.replace("again", "conv")])
+
+
+def test_tap_on_the_output_layer_reads_its_input() -> None:
+    module = InPlace()
+    expected = reference_penultimate(module, IMAGES, "head")
+    torch.testing.assert_close(outputs(module, "penultimate")[0], expected)
+
+
+def test_pass_ends_after_the_deepest_tap() -> None:
+    module = InPlace()
+    reached = []
+    module.second.register_forward_hook(lambda *_: reached.append("second"))
+    module.head.register_forward_hook(lambda *_: reached.append("head"))
+    layers = resolve(module, ["second", "conv"])
+    reached.clear()  # the trace runs the user's hooks too
+    read(module, IMAGES, layers, lambda _, output: output.clone())
+    assert reached == ["second"]
+
+
+def test_pass_ends_even_in_a_network_that_catches_exceptions() -> None:
+    module = Stubborn()
+    torch.testing.assert_close(outputs(module, "conv")[0], reference_outputs(module, IMAGES, ["conv"])["conv"])
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_hooks_are_gone_after_the_pass(broken: bool) -> None:
+    module = InPlace()
+    layers = resolve(module, ["conv", "penultimate"])
+    if broken:
+        module.second.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            read(module, IMAGES, layers, lambda _, output: output.clone())
+    else:
+        read(module, IMAGES, layers, lambda _, output: output.clone())
+    assert not module.conv._forward_hooks
+    assert not module.head._forward_pre_hooks
+
+
+def test_layer_that_is_not_reached_is_an_error() -> None:
+    module = InPlace().eval()
+    layers = resolve(module, "relu#2")
+    module.relu.forward = lambda x: x.relu()
+    module.forward = lambda x: module.relu(x)  # one call instead of two
+    with pytest.raises(LayerError, match="relu#2"):
+        read(module, IMAGES, layers, lambda _, output: output.clone())
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("covn", "'conv'"),
+        ("conv#9", "from 1 to 2"),
+        ("never", "never called"),
+        (5, "stage index"),
+        ([], "At least one"),
+        (None, "list of layers"),
+        (1.5, "list of layers"),
+        ([None], "got None"),
+        ([True], "got True"),
+    ],
+)
+def test_wrong_layer_gets_an_error_that_helps(spec: object, words: str) -> None:
+    with pytest.raises(LayerError, match=words):
+        resolve(Many(), spec)
+
+
+def test_generic_rule_finds_blocks_and_stages() -> None:
+    stem = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU())
+    trunk = nn.Sequential(stem, nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.Conv2d(6, 6, 3, padding=1))
+    module = nn.Sequential(trunk, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 5))
+    architecture = Architecture(module, trace(module, 16), None, "custom")
+    assert architecture.blocks == ["0.0.0", "0.0.1", "0.1", "0.2"]
+    assert architecture.stages == ["0.0.1", "0.2"]
+    assert architecture.penultimate.shape == (2, 24)
+
+
+def test_headless_network_is_its_own_penultimate_layer() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    expected = module.eval()(IMAGES)
+    torch.testing.assert_close(outputs(module, "penultimate")[0], expected)
+
+
+def test_trace_falls_back_to_a_real_run_where_values_decide() -> None:
+    assert [call.name for call in trace(Stubborn(), 16)] == ["conv", "deep", ""]
