@@ -7,12 +7,10 @@ import io
 import os
 import pickle
 import random
-import signal
 import subprocess
 import sys
 import textwrap
 import threading
-import warnings
 from pathlib import Path
 
 import joblib

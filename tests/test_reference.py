@@ -1,4 +1,4 @@
-"""Every network of torchvision below 100 million parameters against a plain reference: one layer at a time, no in-place."""
+"""Every network of torchvision below 100 million parameters against a plain reference, one layer at a time."""
 
 from __future__ import annotations
 

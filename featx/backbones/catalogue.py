@@ -6,7 +6,6 @@ import copy
 import functools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from featx.backbones.table import FAMILIES, Family, family_of
@@ -60,12 +59,16 @@ class Backbone:
         """Whether the network comes from the catalogue."""
         return self.family is not None
 
-    def build(self) -> nn.Module:
-        """Construct the network: random where the backbone is named, otherwise as it comes."""
+    def build(self, size: int) -> nn.Module:
+        """Construct the network: random where the backbone is named, otherwise as it comes.
+
+        ``size`` is the image side in pixels, for networks that are built for one.
+        """
         from torch import nn
 
         if self.family is not None:
-            return _named_builder(self.label)(**self.family.build_options)
+            sized = {self.family.size_option: size} if self.family.size_option else {}
+            return _named_builder(self.label)(**self.family.build_options, **sized)
         if isinstance(self.source, nn.Module):
             return copy.deepcopy(self.source)
         module = self.source()
@@ -86,8 +89,6 @@ def resolve_backbone(backbone: object) -> Backbone:
         The name is unknown; the message names the nearest ones.
     """
     if isinstance(backbone, str):
-        if backbone not in _known_names():
-            raise BackboneError(_unknown_name(backbone))
         return Backbone(backbone, family_of(backbone), backbone, backbone)
     from torch import nn
 
@@ -99,17 +100,6 @@ def resolve_backbone(backbone: object) -> Backbone:
             f"got backbone={backbone!r}. See featx.list_backbones()."
         )
     return Backbone(getattr(backbone, "__qualname__", repr(backbone)), None, backbone, _callable_key(backbone))
-
-
-@functools.cache
-def _known_names() -> frozenset[str]:
-    return frozenset(list_backbones())
-
-
-def _unknown_name(name: str) -> str:
-    near = get_close_matches(name, _known_names(), n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else "See featx.list_backbones()."
-    return f"The name of a network in the catalogue is expected, got backbone={name!r}. {hint}"
 
 
 def _named_builder(name: str) -> Callable[..., nn.Module]:

@@ -96,6 +96,10 @@ class Architecture:
         return _generic_blocks(self.module, self)
 
     @cached_property
+    def _trunk(self) -> frozenset[str]:
+        return frozenset([*self.blocks, *self.stages])
+
+    @cached_property
     def stages(self) -> list[str]:
         """Qualified names of the stages, shallow to deep."""
         if self.family is not None:
@@ -188,13 +192,10 @@ class Architecture:
         return f"The name of a layer of {self.model} is expected, got layers={spec!r}. {hint}"
 
     def _layout(self, name: str, call: Call) -> str:
-        if self.family is not None and len(call.shape) == 4:
-            for pattern, layout in self.family.layouts.items():
-                if fnmatchcase(name, pattern):
-                    return layout
-            if name in self.blocks or name in self.stages:
-                return self.family.layout
-        return call.layout
+        if self.family is None or len(call.shape) != 4:
+            return call.layout
+        listed = name in self._trunk or any(fnmatchcase(name, pattern) for pattern in self.family.layouts)
+        return self.family.layout_of(name) if listed else call.layout
 
     def _place(
         self, label: str, call: Call, name: str, side: str, shape: tuple[int, ...], layout: str, position: int

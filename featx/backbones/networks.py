@@ -17,8 +17,10 @@ from torch.overrides import TorchFunctionMode
 from featx.backbones.catalogue import Backbone, resolve_backbone
 from featx.backbones.fingerprint import fingerprint
 from featx.backbones.layers import Architecture
+from featx.backbones.table import Family
 from featx.backbones.tracing import trace
 from featx.backbones.weights import Weights, build_with_weights, preset_of, resolve_weights
+from featx.exceptions import BackboneError
 from featx.images.preprocessing import Preset
 
 # A grid search over backbones needs a few at once; a notebook that tries fifty must not hold them all.
@@ -62,8 +64,10 @@ class NetworkSpec:
 
     def architecture(self, size: int) -> Architecture:
         """What can be read from the network when it sees images of ``size`` x ``size`` pixels; loads no weights."""
-        if self.backbone.named:
-            return _named_architecture(self.backbone, size)
+        if self.backbone.family is not None:
+            own = self.preset.crop
+            _check_size(self.backbone.label, self.backbone.family, own, size)
+            return _named_architecture(self.backbone, own, size)
         return _architecture(self.backbone, self.load("cpu", torch.float32).module, size)
 
     def load(self, device: str, dtype: torch.dtype) -> Network:
@@ -110,6 +114,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
 
 
+def _check_size(model: str, family: Family, own: int, size: int) -> None:
+    if family.fixed_size and size != own:
+        raise BackboneError(
+            f"{model} takes images of {own} x {own} pixels only, got image_size={size}. Leave image_size=None, or take "
+            "a convolutional backbone."
+        )
+    if size < family.min_size:
+        raise BackboneError(
+            f"{model} takes images of at least {family.min_size} x {family.min_size} pixels, got image_size={size}. "
+            "Raise image_size."
+        )
+
+
 def network_spec(backbone: object, weights: object, seed: int) -> NetworkSpec:
     """Check a user's ``backbone`` and ``weights`` without loading anything."""
     resolved = resolve_backbone(backbone)
@@ -117,9 +134,9 @@ def network_spec(backbone: object, weights: object, seed: int) -> NetworkSpec:
 
 
 @lru_cache(maxsize=64)
-def _named_architecture(backbone: Backbone, size: int) -> Architecture:
+def _named_architecture(backbone: Backbone, own_size: int, size: int) -> Architecture:
     with _EmptyTensorsOnMeta():
-        module = backbone.build().to("meta")
+        module = backbone.build(own_size).to("meta")
     return _architecture(backbone, module, size)
 
 

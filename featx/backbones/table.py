@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from featx.exceptions import BackboneError
+
 Layout = Literal["NCHW", "NHWC", "tokens"]
 Stages = tuple[tuple[str, int], ...]
 
@@ -53,6 +55,8 @@ class Family:
         Tokens in front of those that stand for patches.
     fixed_size : bool, default=False
         Whether the network takes its weights' image side and no other.
+    size_option : str, default=""
+        The builder's argument for the image side, where the network is built for one; empty where it is not asked.
     build_options : mapping of str to object
         Keyword arguments for the builder when it is called without weights: no warning, no slow or degenerate
         initialisation, no auxiliary classifiers. With weights the builder refuses some of them.
@@ -75,6 +79,7 @@ class Family:
     downsampler_norms: tuple[str, ...] = ()
     n_prefix_tokens: int = 0
     fixed_size: bool = False
+    size_option: str = ""
     build_options: Mapping[str, object] = field(default_factory=dict)
     pretrained_attributes: Mapping[str, object] = field(default_factory=dict)
     renames: Mapping[str, str] = field(default_factory=dict)
@@ -366,6 +371,7 @@ FAMILIES: tuple[Family, ...] = (
         layouts={"conv_proj": "NCHW"},
         n_prefix_tokens=1,
         fixed_size=True,
+        size_option="image_size",
         renames={r"\.mlp\.linear_1\.": ".mlp.0.", r"\.mlp\.linear_2\.": ".mlp.3."},
     ),
 )
@@ -378,13 +384,13 @@ def family_of(model: str) -> Family:
 
     Raises
     ------
-    ValueError
-        If the table does not know the name; the message gives the nearest names.
+    BackboneError
+        The table does not know the name; the message gives the nearest names.
     """
     if model not in _BY_MODEL:
         near = difflib.get_close_matches(model, _BY_MODEL)
-        hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else "See list_backbones() for the names."
-        raise ValueError(f"The name of a network in the table is expected, got model={model!r}. {hint}")
+        hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else "See featx.list_backbones()."
+        raise BackboneError(f"The name of a network in the catalogue is expected, got backbone={model!r}. {hint}")
     return _BY_MODEL[model]
 
 

@@ -117,7 +117,7 @@ def build_with_weights(backbone: Backbone, weights: Weights, seed: int) -> tuple
         The weights cannot be fetched or read, or do not fit the network.
     """
     with torch.device("cpu"), _private_generator(seed):
-        module = backbone.build()
+        module = backbone.build(preset_of(backbone, weights).crop)
     missing: frozenset[str] = frozenset()
     if weights.kind == "published":
         state = _read_file(_EMBEDDED_FILE) if backbone.label == EMBEDDED else _fetch(backbone, weights)
@@ -218,7 +218,7 @@ def _load(module: nn.Module, backbone: Backbone, state: dict[str, torch.Tensor],
     """Put tensors into a network; only a head may lack its own."""
     family = backbone.family
     if family is not None:
-        state = {family.renamed(key): value for key, value in state.items()} if hasattr(family,"renamed") else state
+        state = {family.renamed(key): value for key, value in state.items()}
     expected = module.state_dict()
     head = () if family is None else tuple(f"{child}." for child in family.head)
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
