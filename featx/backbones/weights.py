@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -237,11 +238,15 @@ def _load(module: nn.Module, backbone: Backbone, state: dict[str, torch.Tensor],
             f"Weights for {backbone.label} are expected, got weights={name!r} with keys {listed}. "
             "Check that the file belongs to this backbone."
         )
-    module.load_state_dict(state, strict=False)
+    versioned = OrderedDict(state)
+    versioned._metadata = expected._metadata  # type: ignore[attr-defined]  # MNASNet refuses a state without version
+    module.load_state_dict(versioned, strict=False)
     if family is not None:
         for attribute, value in family.pretrained_attributes.items():
             setattr(module, attribute, value)
-    return frozenset(key.rpartition(".")[0] for key in missing)
+    # torchvision publishes VGG16 features with a head of NaN, which is as good as none.
+    empty = [key for key, value in state.items() if key.startswith(head) and not value.isfinite().all()]
+    return frozenset(key.rpartition(".")[0] for key in missing + empty)
 
 
 def _shorten(keys: list[str], most: int = 6) -> str:
