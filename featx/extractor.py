@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names_in, validate_data
 
+from featx.exceptions import ImageError
 from featx.images.sources import Items, as_items
 
 if TYPE_CHECKING:
@@ -227,7 +228,8 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
             X is of no form that is known, or a parameter is wrong.
         """
         self._validate_params()
-        items, recipe = self._items(X, reset=False), self._recipe()
+        items = self._items(X, reset=False)
+        recipe = self._recipe(items)
         features = np.empty((len(items), *recipe.plan.shape), dtype=np.float32)
         with closing(self._iter_blocks(items, recipe)) as blocks:
             for block in blocks:
@@ -248,7 +250,8 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
             In the order of X. Decoding stops when the iterator is closed.
         """
         self._validate_params()
-        return self._iter_rows(self._items(X, reset=False), self._recipe())
+        items = self._items(X, reset=False)
+        return self._iter_rows(items, self._recipe(items))
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of the columns: layer, pooling and position, such as ``"layer4_avg_17"``.
@@ -317,19 +320,25 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
         preset = spec.preset if self.preprocess == "weights" else preset_named(self.preprocess)
         return preset.scaled(self.image_size)
 
-    def _architecture(self, spec: NetworkSpec) -> Architecture:
-        return spec.architecture(self.image_size or spec.preset.crop)
+    def _architecture(self, spec: NetworkSpec, items: Items | None = None) -> Architecture:
+        """What can be read from images of the size that the preprocessing makes; ready tensors have their own."""
+        if self.preprocess is None and items is not None:
+            return spec.architecture(_shape_of_tensors(items))
+        if self.image_size is None and not isinstance(self.preprocess, str):
+            return spec.architecture()
+        size = self.image_size or spec.preset.crop
+        return spec.architecture((3, size, size))
 
     def _plan(self, architecture: Architecture) -> FeaturePlan:
         from featx.activations.plan import FeaturePlan
 
         return FeaturePlan(tuple(architecture.resolve(self.layers)), self.pooling, self.grid, self.normalize)
 
-    def _recipe(self) -> Recipe:
+    def _recipe(self, items: Items) -> Recipe:
         from featx.activations.engine import Recipe, resolve_device
 
         spec = self._spec()
-        architecture = self._architecture(spec)
+        architecture = self._architecture(spec, items)
         return Recipe(
             spec,
             architecture,
@@ -347,3 +356,12 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
         tags.input_tags.three_d_array = self.image_shape is None
         tags.input_tags.string = self.image_shape is None
         return tags
+
+
+def _shape_of_tensors(items: Items) -> tuple[int, int, int] | None:
+    """Shape (channels, height, width) of the first ready tensor; None where none can be read."""
+    for row in range(len(items)):
+        with suppress(ImageError):
+            channels, height, width = items.load(row).shape
+            return channels, height, width
+    return None

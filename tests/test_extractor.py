@@ -130,6 +130,26 @@ def test_ready_tensors_and_callables_skip_the_preset() -> None:
     assert relative_difference(clone(extractor).set_params(preprocess=look_up).transform(numbered), expected) < 1e-5
 
 
+def test_ready_tensors_bring_their_own_size_and_channels() -> None:
+    grey = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    ready = torch.randn(2, 1, 20, 30, generator=torch.Generator().manual_seed(0))
+    maps = PretrainedFeatureExtractor(grey, preprocess=None, layers="0", pooling="map")
+    expected = grey[0](ready).detach().permute(0, 2, 3, 1).numpy()
+    assert relative_difference(maps.transform(ready), expected) < 1e-5
+    assert clone(maps).set_params(pooling="avg").get_feature_names_out().tolist() == [f"0_avg_{i}" for i in range(4)]
+    with pytest.raises(BackboneError, match="1 channel"):
+        clone(maps).set_params(preprocess="weights").transform(IMAGES)
+
+
+def test_tensors_of_a_size_that_was_not_announced_are_an_error() -> None:
+    sized = PretrainedFeatureExtractor(
+        "featx_micro", layers=0, pooling="map", preprocess=lambda _: torch.zeros(3, 16, 16)
+    )
+    assert clone(sized).set_params(image_size=16).transform(IMAGES).shape == (9, 16, 16, 24)
+    with pytest.raises(ValueError, match="image_size"):
+        sized.transform(IMAGES)
+
+
 def test_image_size_changes_what_the_network_sees() -> None:
     extractor = PretrainedFeatureExtractor("featx_micro", layers=0, pooling="map")
     assert extractor.transform(IMAGES).shape == (9, 32, 32, 24)

@@ -322,7 +322,7 @@ def test_renames_leave_the_names_of_today_alone(model: str) -> None:
 
 @pytest.mark.parametrize(("wrong", "near"), [("resnet81", "'resnet18'"), ("featx-micro", "'featx_micro'")])
 def test_family_of_names_the_nearest_of_a_misspelt_model(wrong: str, near: str) -> None:
-    with pytest.raises(ValueError, match=f"got model='{wrong}'") as caught:
+    with pytest.raises(ValueError, match=f"got backbone='{wrong}'") as caught:
         family_of(wrong)
     assert near in str(caught.value)
 

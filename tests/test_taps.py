@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers_reference import reference_outputs, reference_penultimate
-from networks import InPlace, Many, Stubborn
+from networks import InPlace, Many, Stubborn, Wrapper
 from torch import nn
 
 from featx.activations.taps import read
@@ -17,7 +17,7 @@ IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def resolve(module: nn.Module, layers: object):
-    return Architecture(module, trace(module, 16), None, type(module).__name__).resolve(layers)
+    return Architecture(module, trace(module, (3, 16, 16)), None, type(module).__name__).resolve(layers)
 
 
 def outputs(module: nn.Module, layers: object) -> list[torch.Tensor]:
@@ -109,7 +109,7 @@ def test_generic_rule_finds_blocks_and_stages() -> None:
     stem = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU())
     trunk = nn.Sequential(stem, nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.Conv2d(6, 6, 3, padding=1))
     module = nn.Sequential(trunk, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 5))
-    architecture = Architecture(module, trace(module, 16), None, "custom")
+    architecture = Architecture(module, trace(module, (3, 16, 16)), None, "custom")
     assert architecture.blocks == ["0.0.0", "0.0.1", "0.1", "0.2"]
     assert architecture.stages == ["0.0.1", "0.2"]
     assert architecture.penultimate.shape == (2, 24)
@@ -122,4 +122,26 @@ def test_headless_network_is_its_own_penultimate_layer() -> None:
 
 
 def test_trace_falls_back_to_a_real_run_where_values_decide() -> None:
-    assert [call.name for call in trace(Stubborn(), 16)] == ["conv", "deep", ""]
+    assert [call.name for call in trace(Stubborn(), (3, 16, 16))] == ["conv", "deep", ""]
+
+
+@pytest.mark.parametrize("wrap", [nn.Sequential, nn.DataParallel, Wrapper])
+def test_wrapper_around_a_network_changes_no_stage(wrap) -> None:
+    network = nn.Sequential()
+    network.add_module("stem", nn.Conv2d(3, 4, 3, stride=2, padding=1))
+    network.add_module("deep", nn.Conv2d(4, 6, 3, stride=2, padding=1))
+    network.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    network.add_module("flat", nn.Flatten())
+    network.add_module("head", nn.Linear(6, 5))
+    found = outputs(wrap(network), "all")
+    for expected, stage in zip(outputs(network, "all"), found, strict=True):
+        torch.testing.assert_close(stage, expected)
+    assert len(found) == 2
+
+
+def test_network_of_vectors_has_no_stages_and_says_so() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4), nn.ReLU(), nn.Linear(4, 2))
+    assert outputs(module, "penultimate")[0].shape == (3, 4)
+    for layers in (-1, "all"):
+        with pytest.raises(LayerError, match=r"spatial|stages"):
+            resolve(module, layers)

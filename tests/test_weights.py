@@ -111,7 +111,7 @@ def test_random_weights_of_a_module_come_from_the_seed() -> None:
     other = PretrainedFeatureExtractor(InPlace(), weights=None, random_state=1)
     np.testing.assert_array_equal(other.transform(IMAGES), first)
     with pytest.raises(WeightsError, match="reset_parameters"):
-        PretrainedFeatureExtractor(network_spec("vit_b_16", None, 0).architecture(224).module, weights=None).transform(
+        PretrainedFeatureExtractor(network_spec("vit_b_16", None, 0).architecture().module, weights=None).transform(
             IMAGES
         )
 

@@ -78,7 +78,14 @@ class Recipe:
     def _block(self, network: Network | None, batch: Batch) -> Block:
         rows = np.full((batch.stop - batch.start, *self.plan.shape), np.nan, dtype=np.float32)
         if network is not None and batch.tiles is not None:
-            rows[batch.readable] = self._features(network, batch.tiles)
+            features = self._features(network, batch.tiles)
+            if features.shape[1:] != self.plan.shape:
+                raise ValueError(
+                    f"Tensors that give features of shape {self.plan.shape} are expected from preprocess, got tensors "
+                    f"of shape {tuple(batch.tiles.shape[1:])} that give {features.shape[1:]}. Set image_size to their "
+                    "side."
+                )
+            rows[batch.readable] = features
         return Block(batch.start, batch.stop, rows, batch.errors)
 
     def _features(self, network: Network, tiles: torch.Tensor) -> np.ndarray:

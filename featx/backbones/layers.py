@@ -139,12 +139,17 @@ class Architecture:
             A name or index that the network does not have; the message names the nearest ones.
         """
         if isinstance(layers, (str, Integral)):
-            return list(self._resolve_one(layers))
+            return self._some(list(self._resolve_one(layers)), layers)
         if not isinstance(layers, Iterable):
             raise LayerError(f"A layer or a list of layers is expected, got layers={layers!r}.")
-        found = [layer for spec in layers for layer in self._resolve_one(spec)]
+        return self._some([layer for spec in layers for layer in self._resolve_one(spec)], layers)
+
+    def _some(self, found: list[Layer], layers: object) -> list[Layer]:
         if not found:
-            raise LayerError(f'At least one layer is expected, got layers={layers!r}. Try layers="penultimate".')
+            raise LayerError(
+                f"At least one layer is expected, got layers={layers!r} for {self.model} with stages {self.stages}. "
+                'Try layers="penultimate".'
+            )
         return found
 
     def _resolve_one(self, spec: object) -> Iterator[Layer]:
@@ -163,6 +168,11 @@ class Architecture:
 
     def _stage(self, index: int) -> str:
         count = len(self.stages)
+        if not count:
+            raise LayerError(
+                f"A network with spatial layers is expected for a stage index, got layers={index} for {self.model}, "
+                'whose layers put out vectors. Name a module; see featx.list_layers(backbone, kind="modules").'
+            )
         if not -count <= index < count:
             raise LayerError(
                 f"A stage index from {-count} to {count - 1} is expected for {self.model}, got layers={index}. "
@@ -220,14 +230,15 @@ def _flatten(root: nn.Module, names: Iterable[str]) -> list[str]:
 
 def _generic_blocks(root: nn.Module, architecture: Architecture) -> list[str]:
     """Blocks of a module that the table does not know: what puts out a map or tokens before the output layer."""
-    prefix, module = "", root
+    prefix = ""
     while True:
-        children = [f"{prefix}.{name}".lstrip(".") for name, _ in module.named_children()]
+        children = [f"{prefix}.{name}".lstrip(".") for name, _ in root.get_submodule(prefix).named_children()]
         blocks = [name for name in _flatten(root, children) if _is_block(name, architecture)]
-        if len(blocks) != 1 or not any(True for _ in root.get_submodule(blocks[0]).children()):
-            break
-        prefix, module = blocks[0], root.get_submodule(blocks[0])
-    return sorted(blocks, key=lambda name: architecture.layer(name).position) or [prefix]
+        # A wrapper around one network, or a network around one trunk: what counts lies inside.
+        inner = blocks or children
+        if len(inner) != 1 or not any(True for _ in root.get_submodule(inner[0]).children()):
+            return sorted(blocks, key=lambda name: architecture.layer(name).position)
+        prefix = inner[0]
 
 
 def _is_block(name: str, architecture: Architecture) -> bool:

@@ -29,5 +29,5 @@ def list_layers(backbone: object = "resnet18", *, kind: str = "stages") -> list[
     if kind not in ("stages", "blocks", "modules"):
         raise ValueError(f'kind is expected to be "stages", "blocks" or "modules", got kind={kind!r}.')
     spec = network_spec(backbone, "DEFAULT", seed=0)
-    architecture = spec.architecture(spec.preset.crop)
+    architecture = spec.architecture()
     return list({"stages": architecture.stages, "blocks": architecture.blocks, "modules": architecture.names}[kind])

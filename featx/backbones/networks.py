@@ -62,13 +62,18 @@ class NetworkSpec:
         """Preprocessing that belongs to the weights."""
         return preset_of(self.backbone, self.weights)
 
-    def architecture(self, size: int) -> Architecture:
-        """What can be read from the network when it sees images of ``size`` x ``size`` pixels; loads no weights."""
+    def architecture(self, shape: tuple[int, int, int] | None = None) -> Architecture:
+        """What can be read from the network when it sees images of ``shape``; loads no weights of named networks.
+
+        ``shape`` is (channels, height, width) in pixels; None means what the weights were trained with.
+        """
+        own = self.preset.crop
         if self.backbone.family is not None:
-            own = self.preset.crop
-            _check_size(self.backbone.label, self.backbone.family, own, size)
-            return _named_architecture(self.backbone, own, size)
-        return _architecture(self.backbone, self.load("cpu", torch.float32).module, size)
+            shape = shape or (3, own, own)
+            _check_size(self.backbone.label, self.backbone.family, own, shape)
+            return _named_architecture(self.backbone, own, shape)
+        module = self.load("cpu", torch.float32).module
+        return _architecture(self.backbone, module, shape or (_channels_of(module), own, own))
 
     def load(self, device: str, dtype: torch.dtype) -> Network:
         """The network, from this process's shelf where it is there; a module of the user's is copied anew each time."""
@@ -114,8 +119,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
 
 
-def _check_size(model: str, family: Family, own: int, size: int) -> None:
-    if family.fixed_size and size != own:
+def _check_size(model: str, family: Family, own: int, shape: tuple[int, int, int]) -> None:
+    size = min(shape[1:])
+    if family.fixed_size and shape[1:] != (own, own):
         raise BackboneError(
             f"{model} takes images of {own} x {own} pixels only, got image_size={size}. Leave image_size=None, or take "
             "a convolutional backbone."
@@ -134,10 +140,10 @@ def network_spec(backbone: object, weights: object, seed: int) -> NetworkSpec:
 
 
 @lru_cache(maxsize=64)
-def _named_architecture(backbone: Backbone, own_size: int, size: int) -> Architecture:
+def _named_architecture(backbone: Backbone, own_size: int, shape: tuple[int, int, int]) -> Architecture:
     with _EmptyTensorsOnMeta():
         module = backbone.build(own_size).to("meta")
-    return _architecture(backbone, module, size)
+    return _architecture(backbone, module, shape)
 
 
 class _EmptyTensorsOnMeta(TorchFunctionMode):
@@ -148,5 +154,10 @@ class _EmptyTensorsOnMeta(TorchFunctionMode):
         return func(*args, **{**(kwargs or {}), **device})
 
 
-def _architecture(backbone: Backbone, module: nn.Module, size: int) -> Architecture:
-    return Architecture(module, trace(module, size), backbone.family, backbone.label)
+def _architecture(backbone: Backbone, module: nn.Module, shape: tuple[int, int, int]) -> Architecture:
+    return Architecture(module, trace(module, shape), backbone.family, backbone.label)
+
+
+def _channels_of(module: nn.Module) -> int:
+    """Channels of the images that a network from elsewhere takes: those of its first convolution."""
+    return next((child.in_channels for child in module.modules() if isinstance(child, nn.Conv2d)), 3)

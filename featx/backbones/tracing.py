@@ -72,8 +72,8 @@ def first_tensor(value: Any) -> torch.Tensor | None:
     return None
 
 
-def trace(module: nn.Module, size: int) -> tuple[Call, ...]:
-    """Calls in the order in which they return, for images of ``size`` x ``size`` pixels.
+def trace(module: nn.Module, shape: tuple[int, int, int]) -> tuple[Call, ...]:
+    """Calls in the order in which they return, for images of a shape (channels, height, width).
 
     Runs a copy on PyTorch's meta device, so neither values nor time are needed; a module that cannot run there is run
     on black images instead.
@@ -81,12 +81,12 @@ def trace(module: nn.Module, size: int) -> tuple[Call, ...]:
     Raises
     ------
     BackboneError
-        The network does not take images of that size.
+        The network does not take images of that shape.
     """
     try:
-        return _run(_copy_to_meta(module), torch.empty(2, 3, size, size, device="meta"))
+        return _run(_copy_to_meta(module), torch.empty(2, *shape, device="meta"))
     except Exception:  # whatever it was, it decides nothing: the run on real pixels below does
-        return _run_on_black_images(module, size)
+        return _run_on_black_images(module, shape)
 
 
 def _copy_to_meta(module: nn.Module) -> nn.Module:
@@ -100,13 +100,14 @@ def _empty_like(tensor: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
 
-def _run_on_black_images(module: nn.Module, size: int) -> tuple[Call, ...]:
+def _run_on_black_images(module: nn.Module, shape: tuple[int, int, int]) -> tuple[Call, ...]:
     try:
-        return _run(copy.deepcopy(module).to("cpu", torch.float32), torch.zeros(2, 3, size, size))
+        return _run(copy.deepcopy(module).to("cpu", torch.float32), torch.zeros(2, *shape))
     except Exception as error:
         raise BackboneError(
-            f"A network that takes a batch of shape (n, 3, {size}, {size}) is expected, got {type(module).__name__} "
-            f"which fails on it: {error}. Set image_size to a side that it takes."
+            f"A network that takes a batch of shape (n, {', '.join(map(str, shape))}) is expected, got "
+            f"{type(module).__name__}, which fails on it: {error}. Set image_size to a side that it takes, or "
+            "preprocess to what makes its input."
         ) from error
 
 
