@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.base import BaseEstimator
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -25,7 +25,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC
 from tqdm.auto import tqdm
 
-from featx import PretrainedFeatureExtractor, load_image_folder
+from featx import PretrainedFeatureExtractor, list_layers, load_image_folder
 
 C_VALUES = [0.01, 0.1, 1.0]
 SVC_GRID = {"svc__C": [0.1, 1, 10, 100], "svc__gamma": ["scale", 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]}
@@ -89,8 +89,9 @@ def run_on_digits(n_draws: int, per_class: int = 5) -> None:
 
 
 def thumbnails(paths: Sequence[str]) -> np.ndarray:
-    """Raw pixels of photos: 16 x 16, in 0..1."""
-    return np.stack([np.asarray(Image.open(path).convert("RGB").resize((16, 16))).ravel() / 255 for path in paths])
+    """Raw pixels of photos: upright, 16 x 16, in 0..1."""
+    upright = (ImageOps.exif_transpose(Image.open(path)).convert("RGB").resize((16, 16)) for path in paths)
+    return np.stack([np.asarray(photo).ravel() / 255 for photo in upright])
 
 
 def run_on_photos(folder: str, backbone: str, weights: str) -> None:
@@ -102,7 +103,7 @@ def run_on_photos(folder: str, backbone: str, weights: str) -> None:
     )
     extractor = PretrainedFeatureExtractor(backbone, weights=weights, normalize="l2")
     folds = StratifiedKFold(3, shuffle=True, random_state=0)
-    grid = {"layers": [-2, -1], "pooling": ["avg", "max"], "grid": [1]}
+    grid = {"layers": list_layers(backbone)[-2:], "pooling": ["avg", "max"], "grid": [1]}
     scores: dict[str, list[float]] = {}
     searches = candidates(FunctionTransformer(thumbnails), extractor, grid, folds)
     for name, search in tqdm(searches.items(), desc="models"):

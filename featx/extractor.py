@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +15,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_feature_names_in, validate_data
 
 from featx.exceptions import ImageError
-from featx.images.sources import Items, as_items
+from featx.images.sources import MAX_PIXELS, Items, as_items
 
 if TYPE_CHECKING:
     from featx.activations.engine import Block, Recipe
@@ -37,8 +37,9 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
     ----------
     backbone : str, callable or nn.Module, default="resnet18"
         A name from :func:`featx.list_backbones` (``"featx_micro"`` works offline), a callable without arguments that
-        returns a module (cheap to clone and pickle), or a module (copied by ``clone`` and by pickling, and copied
-        again by each ``transform``, so that the one passed in is never touched).
+        returns a module (cheap to clone and pickle; called once per process, so it must return the same network every
+        time), or a module (copied by ``clone`` and by pickling, and copied again by each ``transform``, so that the one
+        passed in is never touched). Forward hooks of a module belong to it and run.
     weights : str, path or None, default="DEFAULT"
         Name of published weights (``"DEFAULT"``, ``"IMAGENET1K_V1"``), fetched once and kept by torch; the path of a
         ``.safetensors`` or ``.pth`` file, which may lack the output layers; or None for a random network. For a module
@@ -65,7 +66,8 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
         Meaning of numbers in arrays (files have their own). ``"auto"`` takes uint8 as 0..255 and floats as 0..1, and
         raises for anything else; a pair is an affine map onto 0..1, without clipping or error.
     preprocess : "weights", str, None or callable, default="weights"
-        ``"weights"``: what the weights were trained with; the full name of other torchvision weights
+        ``"weights"``: what the weights were trained with; torchvision's usual one (short side 256, crop 224, ImageNet
+        statistics) for a module or callable. Or the full name of other torchvision weights
         (``"ResNet50_Weights.IMAGENET1K_V2"``); None: X holds ready float tensors; or a callable that gets a PIL image
         (a float tensor of shape (3, height, width) for a float array) and returns a tensor. Other forms make features
         that the network was not trained for.
@@ -73,7 +75,8 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
         Side in pixels fed to the network; the preset's resize and crop are scaled together. Larger is slower by the
         square and sees finer detail.
     max_pixels : int, default=178956970
-        An image with more is an error before it is decoded.
+        An image with more is an error before it is decoded. Formats other than JPEG, PNG, GIF, WebP and TIFF are bound
+        by ``PIL.Image.MAX_IMAGE_PIXELS`` as well.
     on_error : {"raise", "nan"}, default="raise"
         An unreadable image raises an error that names its row and file, or becomes a row of NaN with one warning
         that counts them.
@@ -138,7 +141,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
         "device": [str, None],
         "precision": [StrOptions({"float32", "bfloat16", "float16"})],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "n_jobs": [Integral, None],
+        "n_jobs": [Interval(Integral, 1, None, closed="left"), Interval(Integral, None, -1, closed="right"), None],
         "random_state": [Interval(Integral, 0, 2**32 - 1, closed="both"), None],
         "verbose": ["verbose"],
     }
@@ -156,7 +159,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
         pixel_range: str | tuple[float, float] = "auto",
         preprocess: str | Callable[[Any], Any] | None = "weights",
         image_size: int | None = None,
-        max_pixels: int = 178956970,
+        max_pixels: int = MAX_PIXELS,
         on_error: str = "raise",
         device: str | None = None,
         precision: str = "float32",
@@ -199,8 +202,12 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
         -------
         self
         """
+        from featx.activations.engine import resolve_device
+
         self._items(X, reset=True)
         spec = self._spec()
+        self._preprocessing(spec)
+        resolve_device(self.device)
         if spec.backbone.named:
             self._plan(self._architecture(spec))
         return self
@@ -265,10 +272,16 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
         -------
         names : ndarray of str objects
         """
+        self._validate_params()
         if hasattr(self, "n_features_in_"):
             _check_feature_names_in(self, input_features)
         if self.pooling == "map":
             raise ValueError('Column names need one row per image, got pooling="map". Use any other pooling.')
+        if self.pooling == "flatten" and self.image_size is None and not isinstance(self.preprocess, str):
+            raise ValueError(
+                'Column names of pooling="flatten" depend on the size of the images, which preprocess decides. Set '
+                "image_size to it."
+            )
         return self._plan(self._architecture(self._spec())).names()
 
     def _iter_rows(self, items: Items, recipe: Recipe) -> Iterator[np.ndarray]:
@@ -280,24 +293,29 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
         """Blocks of features, with the progress bar and the warning that counts unreadable images."""
         from tqdm.auto import tqdm
 
-        errors: list[Exception] = []
+        n_errors, first_error = 0, ""
         blocks = recipe.iter_blocks(items, batch_size=self.batch_size, n_jobs=self.n_jobs, on_error=self.on_error)
         bar = tqdm(total=len(items), unit="img", desc=recipe.spec.backbone.label, disable=not self.verbose)
         with closing(blocks), bar:
             for block in blocks:
-                errors += block.errors
+                n_errors += len(block.errors)
+                first_error = first_error or str(next(iter(block.errors), ""))
                 bar.update(block.stop - block.start)
                 yield block
-        if errors:
+        if n_errors:
             warnings.warn(
-                f"{len(errors)} of {len(items)} images could not be read; their rows are NaN. The first: {errors[0]}",
+                f"{n_errors} of {len(items)} images could not be read; their rows are NaN. The first: {first_error}",
                 UserWarning,
                 stacklevel=3,
             )
 
     def _items(self, X: Any, *, reset: bool) -> Items:
         if self.image_shape is not None:
-            X = validate_data(self, X, reset=reset, dtype="numeric")
+            finite = self.on_error == "raise"
+            X = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=finite)
+        elif reset:
+            for name in ("n_features_in_", "feature_names_in_"):  # of an earlier fit on rows
+                self.__dict__.pop(name, None)
         return as_items(
             X,
             image_shape=self.image_shape,
@@ -321,13 +339,15 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
         return preset.scaled(self.image_size)
 
     def _architecture(self, spec: NetworkSpec, items: Items | None = None) -> Architecture:
-        """What can be read from images of the size that the preprocessing makes; ready tensors have their own."""
-        if self.preprocess is None and items is not None:
-            return spec.architecture(_shape_of_tensors(items))
-        if self.image_size is None and not isinstance(self.preprocess, str):
-            return spec.architecture()
-        size = self.image_size or spec.preset.crop
-        return spec.architecture((3, size, size))
+        """What can be read from images of the shape that the preprocessing makes, a user's own as seen on X."""
+        from featx.images.preprocessing import Preset
+
+        preprocessing = self._preprocessing(spec)
+        if isinstance(preprocessing, Preset):
+            return spec.architecture((3, preprocessing.crop, preprocessing.crop))
+        if items is not None:
+            return spec.architecture(_shape_of_first(items, preprocessing))
+        return spec.architecture(None if self.image_size is None else spec.square(self.image_size))
 
     def _plan(self, architecture: Architecture) -> FeaturePlan:
         from featx.activations.plan import FeaturePlan
@@ -355,13 +375,17 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
         tags.input_tags.two_d_array = self.image_shape is not None
         tags.input_tags.three_d_array = self.image_shape is None
         tags.input_tags.string = self.image_shape is None
+        tags.input_tags.allow_nan = self.on_error == "nan"
         return tags
 
 
-def _shape_of_tensors(items: Items) -> tuple[int, int, int] | None:
-    """Shape (channels, height, width) of the first ready tensor; None where none can be read."""
+def _shape_of_first(items: Items, preprocessing: Preprocessing) -> tuple[int, int, int] | None:
+    """Shape (channels, height, width) of the first image after preprocessing; None where none can be read."""
+    from featx.images.loading import load_tile
+
     for row in range(len(items)):
-        with suppress(ImageError):
-            channels, height, width = items.load(row).shape
+        tile = load_tile(items, row, preprocessing.tile)
+        if not isinstance(tile, ImageError):
+            channels, height, width = tile.shape
             return channels, height, width
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import io
 import os
@@ -80,6 +81,9 @@ def test_every_form_of_the_same_pictures_gives_the_same_features(photos: list[st
         "tensor": torch.from_numpy(pixels).permute(0, 3, 1, 2),
         "float": pixels / 255,
         "Series": pd.Series(photos, index=range(100, 109)),
+        "Index": pd.Index(photos),
+        "extension array": pd.Series(photos, dtype="string").array,
+        "deque": collections.deque(photos),
         "frame column": pd.DataFrame({"photo": photos}),
         "object column": np.array(photos, dtype=object)[:, None],
         "mixed": [photos[0], Path(photos[1]).read_bytes(), *pixels[2:]],
@@ -141,13 +145,41 @@ def test_ready_tensors_bring_their_own_size_and_channels() -> None:
         clone(maps).set_params(preprocess="weights").transform(IMAGES)
 
 
-def test_tensors_of_a_size_that_was_not_announced_are_an_error() -> None:
+def test_callable_decides_the_shape_and_must_keep_to_it() -> None:
     sized = PretrainedFeatureExtractor(
-        "featx_micro", layers=0, pooling="map", preprocess=lambda _: torch.zeros(3, 16, 16)
+        "featx_micro", layers=0, pooling="map", preprocess=lambda _: torch.zeros(3, 16, 20)
     )
-    assert clone(sized).set_params(image_size=16).transform(IMAGES).shape == (9, 16, 16, 24)
-    with pytest.raises(ValueError, match="image_size"):
-        sized.transform(IMAGES)
+    assert sized.transform(IMAGES).shape == (9, 16, 20, 24)
+    sides = iter([16, 16, 24] + [16] * 9)
+    moody = clone(sized).set_params(preprocess=lambda _: torch.zeros(3, next(sides), 16), batch_size=1, n_jobs=1)
+    with pytest.raises(ValueError, match="one shape"):
+        moody.transform(IMAGES)
+
+
+def test_preset_of_other_weights_decides_the_size() -> None:
+    other = PretrainedFeatureExtractor(
+        "featx_micro", layers=0, pooling="map", preprocess="ResNet18_Weights.IMAGENET1K_V1"
+    )
+    assert other.transform(IMAGES).shape == (9, 224, 224, 24)
+    with pytest.raises(BackboneError, match=r"vit_b_16.*image_size=32"):
+        PretrainedFeatureExtractor("vit_b_16", preprocess="featx_micro").fit(IMAGES)
+
+
+def test_grey_network_of_fixed_size_takes_a_callable() -> None:
+    lenet = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 5), torch.nn.Flatten(), torch.nn.Linear(2 * 24 * 24, 7))
+    assert list_layers(lenet, image_size=28) == ["0"]
+    grey = PretrainedFeatureExtractor(lenet, layers="0", preprocess=lambda _: torch.zeros(1, 28, 28), image_size=28)
+    assert grey.transform(IMAGES).shape == (9, len(grey.get_feature_names_out())) == (9, 2)
+
+
+def test_error_in_a_users_preprocess_names_the_row(photos: list[str]) -> None:
+    def broken(picture: Image.Image) -> torch.Tensor:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        PretrainedFeatureExtractor("featx_micro", preprocess=broken).transform(photos)
+    assert "X[0]" in caught.value.__notes__[0]
+    assert photos[0] in caught.value.__notes__[0]
 
 
 def test_image_size_changes_what_the_network_sees() -> None:
@@ -223,6 +255,68 @@ def test_callable_is_called_once_per_process_and_shared_by_clones() -> None:
     assert calls == [4]
 
 
+def test_module_that_a_callable_returns_is_left_exactly_as_it_came() -> None:
+    module = InPlace().double().train()
+    extractor = PretrainedFeatureExtractor(lambda: module, weights=None)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    extractor.transform(IMAGES)
+    assert module.training
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+def test_partials_that_differ_in_type_alone_are_different_networks() -> None:
+    def build(width: object) -> torch.nn.Module:
+        return InPlace() if width is True else torch.nn.Sequential(torch.nn.Conv2d(3, 9, 1))
+
+    one, other = (PretrainedFeatureExtractor(functools.partial(build, width=width)) for width in (1, True))
+    assert one.transform(IMAGES).shape != other.transform(IMAGES).shape
+
+
+def test_seeds_of_clones_load_no_further_networks() -> None:
+    loaded = len(shelf._SHELF._networks)
+    for seed in range(5):
+        PretrainedFeatureExtractor("featx_micro", random_state=seed).transform(IMAGES[:1])
+    assert len(shelf._SHELF._networks) <= loaded + 1
+
+
+@pytest.mark.parametrize("backbone", ["swin_t", "vit_b_16", "convnext_tiny", "googlenet", "mnasnet0_5"])
+def test_fit_leaves_the_global_generator_alone(backbone: str) -> None:
+    shelf._named_architecture.cache_clear()
+    before = torch.get_rng_state()
+    PretrainedFeatureExtractor(backbone).fit(IMAGES)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_random_network_does_not_depend_on_the_default_dtype() -> None:
+    extractor = PretrainedFeatureExtractor("featx_micro", weights=None, random_state=91)
+    module = PretrainedFeatureExtractor(InPlace())
+    torch.set_default_dtype(torch.float64)
+    try:
+        under_float64 = extractor.transform(IMAGES)
+        module.transform(IMAGES)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    shelf._renew_locks()
+    np.testing.assert_array_equal(extractor.transform(IMAGES), under_float64)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+@pytest.mark.parametrize(
+    "make", [lambda: torch.nn.Sequential(torch.nn.LazyConv2d(4, 3)), lambda: torch.jit.script(torch.nn.ReLU())]
+)
+def test_module_that_cannot_be_copied_is_refused_with_a_way_out(make) -> None:
+    with pytest.raises(BackboneError, match="scripted or lazy"):
+        PretrainedFeatureExtractor(make).transform(IMAGES)
+
+
+def test_parallel_wrappers_are_taken_off() -> None:
+    module = InPlace()
+    wrapped = PretrainedFeatureExtractor(torch.nn.DataParallel(module), layers="conv")
+    expected = PretrainedFeatureExtractor(module, layers="conv").transform(IMAGES)
+    np.testing.assert_array_equal(wrapped.transform(IMAGES), expected)
+
+
 def test_pickle_of_a_named_backbone_carries_no_network() -> None:
     extractor = PretrainedFeatureExtractor("featx_micro").fit(IMAGES)
     extractor.transform(IMAGES)
@@ -240,11 +334,12 @@ def test_round_trip_through_joblib_in_a_new_process(tmp_path: Path) -> None:
     assert relative_difference(np.load(tmp_path / "rows.npy"), MICRO.transform(IMAGES)) < 1e-5
 
 
-def test_threads_that_share_a_network_do_not_mix_up_their_rows() -> None:
-    expected = {i: MICRO.transform(IMAGES[i : i + 1]) for i in range(9)}
+@pytest.mark.parametrize("extractor", [MICRO, PretrainedFeatureExtractor(InPlace, layers=["conv", "penultimate"])])
+def test_threads_that_share_a_network_do_not_mix_up_their_rows(extractor: PretrainedFeatureExtractor) -> None:
+    expected = {i: extractor.transform(IMAGES[i : i + 1]) for i in range(9)}
     found: dict[int, np.ndarray] = {}
     threads = [
-        threading.Thread(target=lambda i=i: found.update({i: MICRO.transform(IMAGES[i : i + 1])})) for i in range(9)
+        threading.Thread(target=lambda i=i: found.update({i: extractor.transform(IMAGES[i : i + 1])})) for i in range(9)
     ]
     for thread in threads:
         thread.start()
@@ -283,6 +378,39 @@ def test_names_match_columns_for_every_pooling() -> None:
         extractor = clone(MICRO).set_params(pooling=pooling, grid=2, layers=["features.4", "penultimate"])
         names = extractor.get_feature_names_out()
         assert len(set(names)) == len(names) == extractor.transform(IMAGES[:1]).shape[1]
+
+
+def test_flattened_tensors_have_no_names_without_their_size() -> None:
+    ready = PretrainedFeatureExtractor("featx_micro", preprocess=None, pooling="flatten", layers=-1)
+    with pytest.raises(ValueError, match="image_size"):
+        ready.get_feature_names_out()
+    rows = ready.set_params(image_size=16).transform(torch.zeros(1, 3, 16, 16))
+    assert rows.shape == (1, len(ready.get_feature_names_out()))
+
+
+def test_names_check_parameters_first() -> None:
+    with pytest.raises(InvalidParameterError):
+        clone(MICRO).set_params(grid=0).get_feature_names_out()
+
+
+def test_fit_on_images_forgets_the_columns_of_an_earlier_fit() -> None:
+    extractor = PretrainedFeatureExtractor("featx_micro", image_shape=(2, 2), pixel_range=(0, 1))
+    extractor.fit(pd.DataFrame(np.zeros((3, 4)), columns=list("abcd")))
+    assert extractor.n_features_in_ == 4
+    extractor.set_params(image_shape=None).fit(IMAGES)
+    assert not hasattr(extractor, "n_features_in_")
+    assert not hasattr(extractor, "feature_names_in_")
+
+
+def test_row_with_nan_is_a_row_of_nan_on_request() -> None:
+    rows = np.full((3, 4), 0.5)
+    rows[1, 2] = np.nan
+    extractor = PretrainedFeatureExtractor("featx_micro", image_shape=(2, 2), on_error="nan")
+    with pytest.warns(UserWarning, match="1 of 3"):
+        features = extractor.transform(rows)
+    assert np.isnan(features).any(axis=1).tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="NaN"):
+        clone(extractor).set_params(on_error="raise").transform(rows)
 
 
 def test_map_has_no_column_names() -> None:
@@ -394,6 +522,10 @@ def test_wrong_form_of_X_is_an_error_that_says_what_to_do(X: object, words: str)
         ({"backbone": "featx_micro", "preprocess": "nothing"}, WeightsError, "preprocess"),
         ({"backbone": "featx_micro", "device": "toaster"}, ValueError, "toaster"),
         ({"backbone": "featx_micro", "image_shape": (7, 7)}, ValueError, "image_shape"),
+        ({"backbone": "featx_micro", "image_shape": ("a", 8)}, ValueError, "image_shape"),
+        ({"backbone": "featx_micro", "pixel_range": (0, None)}, ValueError, "pixel_range"),
+        ({"backbone": "featx_micro", "pixel_range": (0, 1, 2)}, ValueError, "pixel_range"),
+        ({"backbone": "featx_micro", "n_jobs": 0}, InvalidParameterError, "'n_jobs' parameter"),
     ],
 )
 def test_wrong_parameter_is_an_error_before_any_work(parameters: dict, error: type, words: str) -> None:

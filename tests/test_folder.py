@@ -50,8 +50,9 @@ def test_folder_gives_paths_as_str_and_classes_as_int(photos):
 
 
 def test_folder_takes_other_extensions_alone(photos):
-    bunch = load_image_folder(photos, shuffle=False, extensions=(".TXT",))
-    assert relative(bunch, photos) == ["ants/notes.txt"]
+    for extensions in ((".TXT",), ".txt"):
+        bunch = load_image_folder(photos, shuffle=False, extensions=extensions)
+        assert relative(bunch, photos) == ["ants/notes.txt"]
 
 
 def test_folder_shuffle_keeps_pairs_and_obeys_random_state(photos):

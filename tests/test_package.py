@@ -62,6 +62,7 @@ def test_readmes_examples_run() -> None:
         pytest.skip("installed without the README")
     blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(), flags=re.DOTALL | re.MULTILINE)
     assert len(blocks) >= 2
+    assert not re.findall(r"\b[A-Z]+_TABLE\b", readme.read_text())
     done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 0.8 < float(done.stdout.split()[0]) <= 1

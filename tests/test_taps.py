@@ -10,14 +10,20 @@ from torch import nn
 
 from featx.activations.taps import read
 from featx.backbones.layers import Architecture
-from featx.backbones.tracing import trace
+from featx.backbones.tracing import trace, with_measured_layouts
 from featx.exceptions import LayerError
 
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
+def architecture_of(module: nn.Module) -> Architecture:
+    shape = (3, 16, 16)
+    calls = with_measured_layouts(trace(module, shape), module, shape)
+    return Architecture(module, calls, None, type(module).__name__, shape)
+
+
 def resolve(module: nn.Module, layers: object):
-    return Architecture(module, trace(module, (3, 16, 16)), None, type(module).__name__).resolve(layers)
+    return architecture_of(module).resolve(layers)
 
 
 def outputs(module: nn.Module, layers: object) -> list[torch.Tensor]:
@@ -27,7 +33,7 @@ def outputs(module: nn.Module, layers: object) -> list[torch.Tensor]:
 @pytest.mark.parametrize("company", [[], ["relu#2"], ["second", "relu", "relu#2"]])
 @pytest.mark.parametrize("name", ["conv", "relu", "second", "relu#2"])
 def test_tap_equals_plain_reference_in_any_company(name: str, company: list[str]) -> None:
-    module = InPlace()
+    module, company = InPlace(), [other for other in company if other != name]
     expected = reference_outputs(module, IMAGES, [name])[name]
     torch.testing.assert_close(outputs(module, [name, *company])[0], expected)
     torch.testing.assert_close(outputs(module, [*company, name])[-1], expected)
@@ -109,7 +115,7 @@ def test_generic_rule_finds_blocks_and_stages() -> None:
     stem = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU())
     trunk = nn.Sequential(stem, nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.Conv2d(6, 6, 3, padding=1))
     module = nn.Sequential(trunk, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 5))
-    architecture = Architecture(module, trace(module, (3, 16, 16)), None, "custom")
+    architecture = architecture_of(module)
     assert architecture.blocks == ["0.0.0", "0.0.1", "0.1", "0.2"]
     assert architecture.stages == ["0.0.1", "0.2"]
     assert architecture.penultimate.shape == (2, 24)
@@ -145,3 +151,105 @@ def test_network_of_vectors_has_no_stages_and_says_so() -> None:
     for layers in (-1, "all"):
         with pytest.raises(LayerError, match=r"spatial|stages"):
             resolve(module, layers)
+
+
+class Permuting(nn.Module):
+    """A ConvNeXt block as most people write it: channels last inside, channels first outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.norm = nn.LayerNorm(12)
+        self.linear = nn.Linear(12, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.linear(self.norm(self.depthwise(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+class Windows(nn.Module):
+    """Folds places into the batch, as window attention does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, channels, height, width = x.shape
+        folded = x.permute(0, 2, 3, 1).reshape(n * height, width, channels)
+        return self.inner(folded).reshape(n, height, width, channels).mean((1, 2))
+
+
+def test_layout_of_foreign_blocks_is_measured_and_not_guessed() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), Permuting(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    layers = {layer.label: layer.layout for layer in resolve(module, ["0", "1", "1.norm", "1.linear"])}
+    assert layers == {"0": "NCHW", "1": "NCHW", "1.norm": "NHWC", "1.linear": "NHWC"}
+
+
+def test_layer_without_one_row_per_image_is_refused() -> None:
+    with pytest.raises(LayerError, match="one row per image"):
+        resolve(Windows(), "inner")
+
+
+class TwoHeads(nn.Module):
+    """The scores first, and an auxiliary head that runs later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.scores = nn.Linear(4, 2)
+        self.shared = nn.Linear(4, 4)
+        self.aux = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        pooled = self.shared(self.shared(self.conv(x).mean((2, 3))).relu())
+        return {"scores": self.scores(input=pooled), "aux": self.aux(pooled)}
+
+
+class LowRank(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.a, self.b = nn.Linear(4, 2), nn.Linear(4, 1), nn.Linear(1, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.b(self.a(x))
+
+
+def headed(*head: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "call"),
+    [
+        (TwoHeads(), "scores", 1),
+        (headed(LowRank()), "3", 1),
+        (headed(nn.Linear(4, 2), nn.Softmax(1)), "3", 1),
+        (headed(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 7, bias=False))), "3", 1),
+    ],
+)
+def test_penultimate_is_the_input_of_what_makes_the_scores(module: nn.Module, name: str, call: int) -> None:
+    (layer,) = resolve(module, "penultimate")
+    assert (layer.name, layer.call, layer.side, layer.shape) == (name, call, "input", (2, 4))
+    assert outputs(module, "penultimate")[0].shape == (3, 4)
+
+
+def test_tied_output_layer_is_read_at_its_last_call() -> None:
+    tied = nn.Linear(4, 4)
+    (layer,) = resolve(headed(tied, nn.ReLU(), tied), "penultimate")
+    assert (layer.name, layer.call) == ("3", 2)
+
+
+def test_network_that_swallows_everything_is_read_all_the_same() -> None:
+    class Swallowing(InPlace):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            try:
+                return super().forward(x)
+            except:  # noqa: E722  the habit under test
+                return x.new_zeros(len(x), 5)
+
+    assert outputs(Swallowing(), "conv")[0].shape == (3, 4, 16, 16)
+
+
+def test_same_place_twice_is_an_error() -> None:
+    with pytest.raises(LayerError, match="Each layer once"):
+        resolve(InPlace(), ["conv", "conv"])

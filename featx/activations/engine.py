@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,9 @@ from featx.images.sources import Items
 
 # Up to this many values torch sends a batch of one past oneDNN (aten/src/ATen/native/Convolution.cpp, use_mkldnn).
 _LONE_IMAGE_VALUES = 20480
+
+# Where CUDA may round float32 to TF32, for speed.
+_TF32_BACKENDS = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -59,7 +62,7 @@ class Recipe:
         network: Network | None = None
         decoding = iter_batches(
             items,
-            lambda image, stretch: self.preprocessing.tile(image, stretch=stretch),
+            self.preprocessing.tile,
             batch_size=batch_size,
             n_jobs=n_threads(n_jobs),
             on_error=on_error,
@@ -78,14 +81,12 @@ class Recipe:
     def _block(self, network: Network | None, batch: Batch) -> Block:
         rows = np.full((batch.stop - batch.start, *self.plan.shape), np.nan, dtype=np.float32)
         if network is not None and batch.tiles is not None:
-            features = self._features(network, batch.tiles)
-            if features.shape[1:] != self.plan.shape:
+            if tuple(batch.tiles.shape[1:]) != self.architecture.shape:
                 raise ValueError(
-                    f"Tensors that give features of shape {self.plan.shape} are expected from preprocess, got tensors "
-                    f"of shape {tuple(batch.tiles.shape[1:])} that give {features.shape[1:]}. Set image_size to their "
-                    "side."
+                    f"Images of one shape are expected from preprocess, got {tuple(batch.tiles.shape[1:])} after "
+                    f"{self.architecture.shape}. Let preprocess bring them to one size."
                 )
-            rows[batch.readable] = features
+            rows[batch.readable] = self._features(network, batch.tiles)
         return Block(batch.start, batch.stop, rows, batch.errors)
 
     def _features(self, network: Network, tiles: torch.Tensor) -> np.ndarray:
@@ -124,8 +125,8 @@ def resolve_device(device: str | None) -> str:
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"A device that torch can use here is expected, got device={device!r}: {str(error).splitlines()[0]} "
             "Use device=None to take the best there is."
@@ -153,8 +154,13 @@ def check_weights_reach(plan: FeaturePlan, architecture: Architecture, network: 
 def _undisturbed(device: str) -> Iterator[None]:
     """Full float32 whatever the caller's autocast or TF32 settings are: a feature must not depend on them."""
     kind = torch.device(device).type
-    with ExitStack() as stack:
-        stack.enter_context(torch.autocast(kind, enabled=False))
-        if kind == "cuda":
-            stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
-        yield
+    backends = _TF32_BACKENDS if kind == "cuda" else ()
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(kind, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

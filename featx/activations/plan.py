@@ -32,12 +32,12 @@ class FeaturePlan:
 
     def __post_init__(self) -> None:
         for layer in self.layers:
-            check_pooling(layer, self.pooling)
+            check_pooling(layer, self.pooling, self.grid)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """Shape of one row: (n_features,), or (height, width, channels) for maps."""
-        width = sum(width_of(layer, self.pooling, self.grid) for layer in self.layers)
+        width = sum(self._width(layer) for layer in self.layers)
         return (*self.layers[0].spatial, width) if self.pooling == "map" else (width,)
 
     def names(self) -> np.ndarray:
@@ -48,7 +48,7 @@ class FeaturePlan:
     def reduce(self, position: int, output: torch.Tensor) -> torch.Tensor:
         """What is kept of one layer's output, at the moment it is captured."""
         rows = pool(output, self.layers[position], self.pooling, self.grid)
-        return _normalised(rows, self.normalize, dim=-1)
+        return _normalised(rows, self.normalize)
 
     def join(self, parts: list[torch.Tensor]) -> torch.Tensor:
         """The layers side by side; maps are brought to the first one's grid."""
@@ -67,12 +67,12 @@ class FeaturePlan:
         ]
 
 
-def _normalised(rows: torch.Tensor, normalize: str | None, dim: int) -> torch.Tensor:
+def _normalised(rows: torch.Tensor, normalize: str | None) -> torch.Tensor:
     if normalize is None:
         return rows
     if normalize == "signed-sqrt":
         rows = rows.sign() * rows.abs().sqrt()
-    return F.normalize(rows, dim=dim)
+    return F.normalize(rows, dim=-1)
 
 
 def _resized(part: torch.Tensor, grid: torch.Size) -> torch.Tensor:

@@ -53,8 +53,7 @@ def as_cells(output: torch.Tensor, layer: Layer) -> torch.Tensor:
     if layer.layout == "NHWC":
         return output.permute(0, 3, 1, 2)
     places = output[:, layer.n_prefix_tokens :].transpose(1, 2)  # (n, channels, tokens)
-    height, width = layer.spatial
-    return places.unflatten(2, (height, width) if height * width == places.shape[2] else (-1, 1))
+    return places.unflatten(2, layer.spatial)
 
 
 def width_of(layer: Layer, pooling: str, grid: int) -> int:
@@ -69,7 +68,7 @@ def width_of(layer: Layer, pooling: str, grid: int) -> int:
     return layer.channels * grid * grid
 
 
-def check_pooling(layer: Layer, pooling: str) -> None:
+def check_pooling(layer: Layer, pooling: str, grid: int) -> None:
     """Raise where a pooling has no meaning for a layer.
 
     Raises
@@ -85,6 +84,11 @@ def check_pooling(layer: Layer, pooling: str) -> None:
         raise LayerError(
             f'A spatial layer is expected for pooling="map", got layer {layer.label!r} with output of shape '
             f"(n, {', '.join(map(str, layer.shape[1:]))}). Use a stage, such as layers=-1."
+        )
+    if layer.layout == "tokens" and layer.spatial[1] == 1 < layer.spatial[0] and (grid > 1 or pooling == "map"):
+        raise LayerError(
+            f"Tokens that fill a square are expected for grid={grid} and pooling={pooling!r}, got layer "
+            f"{layer.label!r} with {layer.spatial[0]} of them. Use grid=1."
         )
     if layer.layout == "other" and pooling != "flatten":
         raise LayerError(

@@ -69,15 +69,13 @@ class Backbone:
         if self.family is not None:
             sized = {self.family.size_option: size} if self.family.size_option else {}
             return _named_builder(self.label)(**self.family.build_options, **sized)
-        if isinstance(self.source, nn.Module):
-            return copy.deepcopy(self.source)
-        module = self.source()
+        module = self.source if isinstance(self.source, nn.Module) else self.source()
         if not isinstance(module, nn.Module):
             raise BackboneError(
                 f"A callable backbone is expected to return a torch.nn.Module, got {type(module).__name__} "
                 f"from {self.label}. Pass the module itself, or a function without arguments that returns one."
             )
-        return module
+        return _private_copy(module, self.label)
 
 
 def resolve_backbone(backbone: object) -> Backbone:
@@ -93,13 +91,44 @@ def resolve_backbone(backbone: object) -> Backbone:
     from torch import nn
 
     if isinstance(backbone, nn.Module):
-        return Backbone(type(backbone).__name__, None, backbone, None)
+        module = _unwrapped(backbone)
+        return Backbone(type(module).__name__, None, module, None)
     if not callable(backbone):
         raise BackboneError(
             "backbone is expected to be a name, a torch.nn.Module or a callable that returns one, "
             f"got backbone={backbone!r}. See featx.list_backbones()."
         )
     return Backbone(getattr(backbone, "__qualname__", repr(backbone)), None, backbone, _callable_key(backbone))
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The network inside torch's own wrappers, which replicate or compile it and cannot be read from outside."""
+    from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+    if isinstance(module, (DataParallel, DistributedDataParallel)):
+        return _unwrapped(module.module)
+    compiled = getattr(module, "_orig_mod", None)
+    return module if compiled is None else _unwrapped(compiled)
+
+
+def _private_copy(module: nn.Module, label: str) -> nn.Module:
+    """A copy to switch modes, devices and dtypes of; even a callable may return a module that somebody else trains."""
+    import torch
+    from torch.nn.parameter import is_lazy
+
+    tensors = [*module.parameters(), *module.buffers()]
+    if isinstance(module, torch.jit.ScriptModule) or any(map(is_lazy, tensors)):
+        raise BackboneError(
+            f"A torch.nn.Module with its parameters set is expected as backbone, got {label}, which is scripted or "
+            "lazy. Pass the module before torch.jit.script, or run one batch through it first."
+        )
+    try:
+        return copy.deepcopy(module)
+    except RuntimeError as error:
+        raise BackboneError(
+            f"A module that can be copied is expected as backbone, got {label}: {error} Remove what computes its "
+            "weights at every call (torch.nn.utils.remove_weight_norm), or keep tensors that require gradients out."
+        ) from error
 
 
 def _named_builder(name: str) -> Callable[..., nn.Module]:
@@ -117,7 +146,8 @@ def _callable_key(function: Any) -> Hashable:
     if not isinstance(function, functools.partial):
         return function if isinstance(function, Hashable) else None
     try:
-        key = ("partial", _callable_key(function.func), function.args, tuple(sorted(function.keywords.items())))
+        values = [*enumerate(function.args), *sorted(function.keywords.items())]
+        key = ("partial", _callable_key(function.func), tuple((name, type(value), value) for name, value in values))
         hash(key)
     except TypeError:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -57,10 +58,11 @@ class Layer:
 
     @property
     def spatial(self) -> tuple[int, int]:
-        """Height and width in cells; (1, 1) for a vector."""
+        """Height and width in cells; (1, 1) for a vector, (tokens, 1) for tokens that fill no square."""
         if self.layout == "tokens":
-            side = int((self.shape[1] - self.n_prefix_tokens) ** 0.5)
-            return side, side
+            places = self.shape[1] - self.n_prefix_tokens
+            side = math.isqrt(places)
+            return (side, side) if side * side == places else (places, 1)
         if self.layout in ("NCHW", "NHWC"):
             height, width = self.shape[-2:] if self.layout == "NCHW" else self.shape[1:3]
             return height, width
@@ -80,10 +82,19 @@ class Architecture:
         The table's row, which decides what the stages are; without one a generic rule does.
     model : str
         The network's name in the table, or what messages call it.
+    shape : tuple of int
+        (channels, height, width) of the images of the trace.
     """
 
-    def __init__(self, module: nn.Module, calls: tuple[Call, ...], family: Family | None, model: str) -> None:
-        self.module, self.calls, self.family, self.model = module, calls, family, model
+    def __init__(
+        self,
+        module: nn.Module,
+        calls: tuple[Call, ...],
+        family: Family | None,
+        model: str,
+        shape: tuple[int, int, int],
+    ) -> None:
+        self.module, self.calls, self.family, self.model, self.shape = module, calls, family, model, shape
         self._positions = {(name, call.index): position for position, call in enumerate(calls) for name in call.names}
 
     @cached_property
@@ -110,19 +121,20 @@ class Architecture:
     @cached_property
     def penultimate(self) -> Layer:
         """The input of the output layer, or the network's own output where it has no output layer."""
-        output = self.family.output if self.family is not None else _generic_output(self)
-        if output is None:
+        if self.family is not None:
+            position: int | None = self._positions[self.family.output, 1]
+        else:
+            position = _generic_output(self.calls)
+        if position is None:
             return self.layer("", label="penultimate")
-        position = self._positions[output, 1]
         call = self.calls[position]
-        return self._place("penultimate", call, output, "input", call.input_shape, call.input_layout, position)
+        return self._place("penultimate", call, call.name, "input", call.input_shape, call.input_layout, position)
 
     @property
     def names(self) -> list[str]:
         """Every name that can be read, in the order in which the network reaches it."""
-        return [
-            name if call.index == 1 else f"{name}#{call.index}" for call in self.calls for name in call.names if name
-        ]
+        readable = [call for call in self.calls if call.shape[:1] == (2,)]
+        return [name if call.index == 1 else f"{name}#{call.index}" for call in readable for name in call.names if name]
 
     def layer(self, name: str, call: int = 1, label: str | None = None) -> Layer:
         """The output of one call of the module of that name."""
@@ -142,7 +154,11 @@ class Architecture:
             return self._some(list(self._resolve_one(layers)), layers)
         if not isinstance(layers, Iterable):
             raise LayerError(f"A layer or a list of layers is expected, got layers={layers!r}.")
-        return self._some([layer for spec in layers for layer in self._resolve_one(spec)], layers)
+        found = self._some([layer for spec in layers for layer in self._resolve_one(spec)], layers)
+        labels = [layer.label for layer in found]
+        if len(set(labels)) < len(labels):
+            raise LayerError(f"Each layer once is expected, got layers={layers!r}, which are {labels}.")
+        return found
 
     def _some(self, found: list[Layer], layers: object) -> list[Layer]:
         if not found:
@@ -210,10 +226,21 @@ class Architecture:
     def _place(
         self, label: str, call: Call, name: str, side: str, shape: tuple[int, ...], layout: str, position: int
     ) -> Layer:
+        if shape[:1] != (2,):
+            raise LayerError(
+                f"A layer with one row per image is expected, got layers={label!r}, whose output has shape {shape} for "
+                "2 images. Read the module around it instead."
+            )
         prefix = 0
         if layout == "tokens":
-            prefix = self.family.n_prefix_tokens if self.family is not None else prefix_tokens(shape[1])
+            prefix = self._prefix_tokens(shape[1])
         return Layer(label, name, call.index, side, shape, layout, prefix, position)
+
+    def _prefix_tokens(self, n_tokens: int) -> int:
+        if self.family is not None:
+            return self.family.n_prefix_tokens
+        own = getattr(self.module, "num_prefix_tokens", None)  # timm's networks say it themselves
+        return own if isinstance(own, int) else prefix_tokens(n_tokens)
 
 
 def _flatten(root: nn.Module, names: Iterable[str]) -> list[str]:
@@ -242,7 +269,9 @@ def _generic_blocks(root: nn.Module, architecture: Architecture) -> list[str]:
 
 
 def _is_block(name: str, architecture: Architecture) -> bool:
-    if (name, 1) not in architecture._positions or isinstance(architecture.module.get_submodule(name), _GLOBAL_POOLS):
+    if (name, 1) not in architecture._positions or name not in architecture.names:
+        return False
+    if isinstance(architecture.module.get_submodule(name), _GLOBAL_POOLS):
         return False
     layer = architecture.layer(name)
     before = architecture.penultimate
@@ -250,12 +279,31 @@ def _is_block(name: str, architecture: Architecture) -> bool:
     return not in_head and layer.layout in ("NCHW", "NHWC", "tokens") and layer.spatial != (1, 1)
 
 
-def _generic_output(architecture: Architecture) -> str | None:
-    """The last layer with parameters, where it is a Linear or 1 x 1 convolution that makes the network's scores."""
-    calls: Sequence[Call] = [call for call in architecture.calls if any(True for _ in call.module.parameters(False))]
-    if not calls or len(architecture.calls[-1].shape) != 2:
+def _generic_output(calls: Sequence[Call]) -> int | None:
+    """Position of the call that makes the network's scores, where a layer with weights does."""
+    weighted = [position for position, call in enumerate(calls) if _has_weights(call.module)]
+    scores = next((call.shape for call in calls if call.is_result), calls[-1].shape)
+    if not weighted or len(scores) != 2:
         return None
-    last, scores = calls[-1], architecture.calls[-1].shape[1]
-    linear = isinstance(last.module, nn.Linear) and last.shape == (2, scores)
-    pointwise = isinstance(last.module, nn.Conv2d) and last.module.kernel_size == (1, 1) and last.shape[1] == scores
-    return last.name if linear or pointwise else None
+    for position in weighted:
+        if calls[position].is_result:
+            return position
+    # A composite head (a LoRA sum, say) is as good as a layer, if vectors go in.
+    last = calls[weighted[-1]]
+    around = [name.rpartition(".")[0] for name in last.names]
+    for position in range(weighted[-1], len(calls)):
+        call = calls[position]
+        if (
+            call.is_result
+            and len(call.input_shape) == 2
+            and any(f"{inner}.".startswith(f"{call.name}.") for inner in around)
+        ):
+            return position
+    pointwise = isinstance(last.module, nn.Conv2d) and last.module.kernel_size == (1, 1) and last.shape[1] == scores[1]
+    return weighted[-1] if last.shape == scores or pointwise else None
+
+
+def _has_weights(module: nn.Module) -> bool:
+    """Whether a module multiplies by weights of its own, parametrised and quantised ones included."""
+    linear = (nn.Linear, nn.modules.conv._ConvNd)
+    return isinstance(module, linear) or (hasattr(module, "weight") and "quantized" in type(module).__module__)

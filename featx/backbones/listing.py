@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def list_layers(backbone: object = "resnet18", *, kind: str = "stages") -> list[str]:
+def list_layers(backbone: object = "resnet18", *, kind: str = "stages", image_size: int | None = None) -> list[str]:
     """Names that ``layers`` takes for a backbone, in the order in which the network reaches them; fetches no weights.
 
     Parameters
@@ -11,8 +11,11 @@ def list_layers(backbone: object = "resnet18", *, kind: str = "stages") -> list[
     backbone : str, callable or nn.Module, default="resnet18"
         As in PretrainedFeatureExtractor.
     kind : {"stages", "blocks", "modules"}, default="stages"
-        ``"stages"``: the last output at each spatial resolution, what a stage index counts; ``"blocks"``: every block
-        of the trunk; ``"modules"``: everything that runs, ``"NAME#2"`` being the second call of a module.
+        ``"stages"``: the output of the last trunk block at each reduction, what a stage index counts; ``"blocks"``:
+        every block of the trunk; ``"modules"``: everything that runs, ``"NAME#2"`` being the second call of a module.
+
+    image_size : int or None, default=None
+        Side of the images in pixels, for a module that does not take the usual 224.
 
     Returns
     -------
@@ -29,5 +32,5 @@ def list_layers(backbone: object = "resnet18", *, kind: str = "stages") -> list[
     if kind not in ("stages", "blocks", "modules"):
         raise ValueError(f'kind is expected to be "stages", "blocks" or "modules", got kind={kind!r}.')
     spec = network_spec(backbone, "DEFAULT", seed=0)
-    architecture = spec.architecture()
+    architecture = spec.architecture(None if image_size is None else spec.square(image_size))
     return list({"stages": architecture.stages, "blocks": architecture.blocks, "modules": architecture.names}[kind])

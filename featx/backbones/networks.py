@@ -18,8 +18,8 @@ from featx.backbones.catalogue import Backbone, resolve_backbone
 from featx.backbones.fingerprint import fingerprint
 from featx.backbones.layers import Architecture
 from featx.backbones.table import Family
-from featx.backbones.tracing import trace
-from featx.backbones.weights import Weights, build_with_weights, preset_of, resolve_weights
+from featx.backbones.tracing import trace, with_measured_layouts
+from featx.backbones.weights import Weights, build_with_weights, preset_of, private_generator, resolve_weights
 from featx.exceptions import BackboneError
 from featx.images.preprocessing import Preset
 
@@ -42,6 +42,15 @@ class Network:
     module: nn.Module
     missing: frozenset[str]
     lock: threading.Lock = field(default_factory=threading.Lock)
+    _architectures: dict[Hashable, Architecture] = field(default_factory=dict)
+
+    def architecture(self, backbone: Backbone, shape: tuple[int, int, int] | None, own: int) -> Architecture:
+        """What can be read from it, traced once per shape of images."""
+        shape = shape or (_channels_of(self.module), own, own)
+        with self.lock:  # the trace copies the module, and must not copy another thread's taps with it
+            if shape not in self._architectures:
+                self._architectures[shape] = _architecture(backbone, self.module, shape)
+            return self._architectures[shape]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -58,6 +67,11 @@ class NetworkSpec:
     seed: int
 
     @property
+    def _seed(self) -> int:
+        """The seed where it decides anything: a meta-estimator that seeds its clones must not load one network each."""
+        return self.seed if self.weights.kind == "random" else 0
+
+    @property
     def preset(self) -> Preset:
         """Preprocessing that belongs to the weights."""
         return preset_of(self.backbone, self.weights)
@@ -70,20 +84,27 @@ class NetworkSpec:
         own = self.preset.crop
         if self.backbone.family is not None:
             shape = shape or (3, own, own)
-            _check_size(self.backbone.label, self.backbone.family, own, shape)
+            _check_image_size(self.backbone.label, self.backbone.family, own, shape)
             return _named_architecture(self.backbone, own, shape)
-        module = self.load("cpu", torch.float32).module
-        return _architecture(self.backbone, module, shape or (_channels_of(module), own, own))
+        if self.backbone.key is None and isinstance(self.backbone.source, nn.Module):
+            module = self.backbone.source
+            return _architecture(self.backbone, module, shape or (_channels_of(module), own, own))
+        return self.load("cpu", torch.float32).architecture(self.backbone, shape, own)
+
+    def square(self, size: int) -> tuple[int, int, int]:
+        """Shape (channels, size, size) of the images that the network takes."""
+        known = self.backbone.named or not isinstance(self.backbone.source, nn.Module)
+        return (3 if known else _channels_of(self.backbone.source)), size, size
 
     def load(self, device: str, dtype: torch.dtype) -> Network:
         """The network, from this process's shelf where it is there; a module of the user's is copied anew each time."""
         if self.backbone.key is None:
             return self._load(device, dtype)
-        key = (self.backbone.key, self.weights.key(), self.seed, device, dtype)
+        key = (self.backbone.key, self.weights.key(), self._seed, device, dtype)
         return _SHELF.get(key, lambda: self._load(device, dtype))
 
     def _load(self, device: str, dtype: torch.dtype) -> Network:
-        module, missing = build_with_weights(self.backbone, self.weights, self.seed)
+        module, missing = build_with_weights(self.backbone, self.weights, self._seed)
         module.eval().requires_grad_(False)
         module = module.to(device, dtype).to(memory_format=torch.channels_last)
         return Network(module, missing)
@@ -119,7 +140,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
 
 
-def _check_size(model: str, family: Family, own: int, shape: tuple[int, int, int]) -> None:
+def _check_image_size(model: str, family: Family, own: int, shape: tuple[int, int, int]) -> None:
     size = min(shape[1:])
     if family.fixed_size and shape[1:] != (own, own):
         raise BackboneError(
@@ -141,7 +162,7 @@ def network_spec(backbone: object, weights: object, seed: int) -> NetworkSpec:
 
 @lru_cache(maxsize=64)
 def _named_architecture(backbone: Backbone, own_size: int, shape: tuple[int, int, int]) -> Architecture:
-    with _EmptyTensorsOnMeta():
+    with private_generator(0), _EmptyTensorsOnMeta():
         module = backbone.build(own_size).to("meta")
     return _architecture(backbone, module, shape)
 
@@ -155,7 +176,10 @@ class _EmptyTensorsOnMeta(TorchFunctionMode):
 
 
 def _architecture(backbone: Backbone, module: nn.Module, shape: tuple[int, int, int]) -> Architecture:
-    return Architecture(module, trace(module, shape), backbone.family, backbone.label)
+    calls = trace(module, shape)
+    if backbone.family is None:
+        calls = with_measured_layouts(calls, module, shape)
+    return Architecture(module, calls, backbone.family, backbone.label, shape)
 
 
 def _channels_of(module: nn.Module) -> int:

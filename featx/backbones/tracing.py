@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,8 @@ class Call:
     input_layout : str
     module : nn.Module
         On the meta device: type and structure, no values.
+    is_result : bool
+        Whether what it puts out is, unchanged, the first tensor that the network puts out.
     """
 
     names: tuple[str, ...]
@@ -54,6 +56,7 @@ class Call:
     input_shape: tuple[int, ...]
     input_layout: str
     module: nn.Module
+    is_result: bool = False
 
     @property
     def name(self) -> str:
@@ -84,9 +87,38 @@ def trace(module: nn.Module, shape: tuple[int, int, int]) -> tuple[Call, ...]:
         The network does not take images of that shape.
     """
     try:
-        return _run(_copy_to_meta(module), torch.empty(2, *shape, device="meta"))
-    except Exception:  # whatever it was, it decides nothing: the run on real pixels below does
-        return _run_on_black_images(module, shape)
+        return _run(_copy_to_meta(module), torch.empty(2, *shape, dtype=torch.float32, device="meta"))
+    except Exception as error:
+        if any(parameter.is_meta for parameter in module.parameters()):
+            raise _refused(module, shape, error) from error
+    return _run_on_black_images(module, shape)  # where values decide, only real ones can tell
+
+
+def with_measured_layouts(calls: tuple[Call, ...], module: nn.Module, shape: tuple[int, int, int]) -> tuple[Call, ...]:
+    """Calls whose 4-D layouts were measured: the axes that double with the image are its height and width.
+
+    Networks that take one size only keep the layouts that their modules' classes suggest.
+    """
+    channels, height, width = shape
+    try:
+        larger = _run(
+            _copy_to_meta(module), torch.empty(2, channels, 2 * height, 2 * width, dtype=torch.float32, device="meta")
+        )
+    except Exception:  # a size that it does not take
+        return calls
+    if [call.names for call in larger] != [call.names for call in calls]:
+        return calls
+    return tuple(
+        replace(call, layout=_measured(call.shape, other.shape, call.layout))
+        for call, other in zip(calls, larger, strict=True)
+    )
+
+
+def _measured(shape: tuple[int, ...], larger: tuple[int, ...], layout: str) -> str:
+    if not len(shape) == len(larger) == 4:
+        return layout
+    grown = [axis for axis in range(4) if larger[axis] > shape[axis]]
+    return "NCHW" if grown == [2, 3] else "NHWC" if grown == [1, 2] else layout
 
 
 def _copy_to_meta(module: nn.Module) -> nn.Module:
@@ -96,19 +128,26 @@ def _copy_to_meta(module: nn.Module) -> nn.Module:
 
 
 def _empty_like(tensor: torch.Tensor) -> torch.Tensor:
-    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    empty = torch.empty_like(tensor, dtype=dtype, device="meta", requires_grad=False)
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _run_on_black_images(module: nn.Module, shape: tuple[int, int, int]) -> tuple[Call, ...]:
     try:
-        return _run(copy.deepcopy(module).to("cpu", torch.float32), torch.zeros(2, *shape))
+        return _run(
+            copy.deepcopy(module).to("cpu", torch.float32), torch.zeros(2, *shape, dtype=torch.float32, device="cpu")
+        )
     except Exception as error:
-        raise BackboneError(
-            f"A network that takes a batch of shape (n, {', '.join(map(str, shape))}) is expected, got "
-            f"{type(module).__name__}, which fails on it: {error}. Set image_size to a side that it takes, or "
-            "preprocess to what makes its input."
-        ) from error
+        raise _refused(module, shape, error) from error
+
+
+def _refused(module: nn.Module, shape: tuple[int, int, int], error: Exception) -> BackboneError:
+    return BackboneError(
+        f"A network that takes a batch of shape (n, {', '.join(map(str, shape))}) is expected, got "
+        f"{type(module).__name__}, which fails on it: {error}. Set image_size to a side that it takes, or "
+        "preprocess to what makes its input."
+    )
 
 
 def _run(module: nn.Module, images: torch.Tensor) -> tuple[Call, ...]:
@@ -118,10 +157,12 @@ def _run(module: nn.Module, images: torch.Tensor) -> tuple[Call, ...]:
     recorder = _Recorder({child: tuple(aliases) for child, aliases in names.items()})
     module.eval()
     for child in names:
-        child.register_forward_hook(recorder)
+        child.register_forward_hook(recorder, with_kwargs=True)
     with torch.inference_mode():
-        module(images)
-    return tuple(recorder.calls)
+        result = first_tensor(module(images))
+    return tuple(
+        replace(call, is_result=out is result) for call, out in zip(recorder.calls, recorder.outs, strict=True)
+    )
 
 
 class _Recorder:
@@ -130,14 +171,16 @@ class _Recorder:
     def __init__(self, names: dict[nn.Module, tuple[str, ...]]) -> None:
         self.names = names
         self.calls: list[Call] = []
+        self.outs: list[torch.Tensor] = []
         self.counts: dict[nn.Module, int] = {}
         self.last_image_layout = "NCHW"
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        out, given = first_tensor(output), first_tensor(args)
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self.counts[module] = self.counts.get(module, 0) + 1
+        out, given = first_tensor(output), first_tensor((args, kwargs))
         if out is None:
             return
-        self.counts[module] = self.counts.get(module, 0) + 1
+        self.outs.append(out)
         before = self.last_image_layout
         layout = self._layout(module, out)
         self.calls.append(

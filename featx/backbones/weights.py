@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from featx.backbones import micro
 from featx.backbones.catalogue import EMBEDDED, Backbone
@@ -117,7 +119,7 @@ def build_with_weights(backbone: Backbone, weights: Weights, seed: int) -> tuple
     WeightsError
         The weights cannot be fetched or read, or do not fit the network.
     """
-    with torch.device("cpu"), _private_generator(seed):
+    with torch.device("cpu"), private_generator(seed), _Float32Parameters():
         module = backbone.build(preset_of(backbone, weights).crop)
     missing: frozenset[str] = frozenset()
     if weights.kind == "published":
@@ -130,16 +132,30 @@ def build_with_weights(backbone: Backbone, weights: Weights, seed: int) -> tuple
     return module.to(torch.float32), missing
 
 
+_GENERATOR_LOCK = threading.RLock()
+
+
 @contextmanager
-def _private_generator(seed: int) -> Iterator[None]:
-    """PyTorch's CPU generator at a seed of its own, and afterwards where it was."""
+def private_generator(seed: int) -> Iterator[None]:
+    """PyTorch's CPU generator at a seed of its own, and afterwards where it was; one thread at a time."""
     generator = torch.default_generator
-    state = generator.get_state()
-    try:
-        generator.manual_seed(seed)
-        yield
-    finally:
-        generator.set_state(state)
+    with _GENERATOR_LOCK:
+        state = generator.get_state()
+        try:
+            generator.manual_seed(seed)
+            yield
+        finally:
+            generator.set_state(state)
+
+
+class _Float32Parameters(TorchFunctionMode):
+    """Parameters are float32 whatever the default dtype is, so that a seed stands for one network."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("dtype") is None:
+            kwargs["dtype"] = torch.float32
+        return func(*args, **kwargs)
 
 
 def _reinitialise(module: nn.Module, backbone: Backbone, seed: int) -> None:
@@ -150,7 +166,7 @@ def _reinitialise(module: nn.Module, backbone: Backbone, seed: int) -> None:
             f"weights=None is expected with modules that have reset_parameters(), got {backbone.label} with "
             f'{", ".join(sorted(set(fixed)))}. Pass a network with the weights you want and weights="DEFAULT".'
         )
-    with _private_generator(seed):
+    with private_generator(seed):
         for child in holders:
             child.reset_parameters()  # type: ignore[operator]
 
@@ -186,9 +202,12 @@ def _fetch(backbone: Backbone, weights: Weights) -> dict[str, torch.Tensor]:
     file = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/", 1)[-1]
     try:
         return dict(entry.get_state_dict(progress=False, check_hash=True, map_location="cpu"))
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # from no connection to a file that was cut short: zip, pickle and hub have their own
+        failed = (
+            f"are there but damaged (delete the file): {error}" if file.exists() else f"could not be fetched: {error}"
+        )
         raise WeightsError(
-            f"The weights {entry} are expected at {str(file)!r} and could not be fetched from {entry.url}: {error}. "
+            f"The weights {entry} are expected at {str(file)!r} and {failed}. They come from {entry.url}. "
             f'Put the file {file.name!r} there, pass weights="PATH" to where you have it, or use '
             f'backbone="{EMBEDDED}", which needs no download.'
         ) from error
@@ -233,10 +252,15 @@ def _load(module: nn.Module, backbone: Backbone, state: dict[str, torch.Tensor],
         ],
     }
     if any(problems.values()):
+        only_head = all(key.startswith(head) for keys in problems.values() for key in keys) and bool(head)
         listed = "; ".join(f"{kind}: {_shorten(keys)}" for kind, keys in problems.items() if keys)
         raise WeightsError(
             f"Weights for {backbone.label} are expected, got weights={name!r} with keys {listed}. "
-            "Check that the file belongs to this backbone."
+            + (
+                f"Delete the keys of the head ({', '.join(head)}) from the file."
+                if only_head
+                else "Check that the file belongs to this backbone."
+            )
         )
     versioned = OrderedDict(state)
     versioned._metadata = expected._metadata  # type: ignore[attr-defined]  # MNASNet refuses a state without version

@@ -14,7 +14,7 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".
 def load_image_folder(
     path: str | os.PathLike[str],
     *,
-    extensions: tuple[str, ...] = IMAGE_EXTENSIONS,
+    extensions: str | tuple[str, ...] = IMAGE_EXTENSIONS,
     shuffle: bool = True,
     random_state: int | np.random.RandomState | None = 0,
 ) -> Bunch:
@@ -28,7 +28,7 @@ def load_image_folder(
     ----------
     path : str or path-like
         The folder that holds the class folders.
-    extensions : tuple of str, default=the common picture formats
+    extensions : str or tuple of str, default=the common picture formats
         What a picture's name ends with, in lower or upper case.
     shuffle : bool, default=True
         Whether to mix the classes, as scikit-learn's ``load_files`` does. Without it the rows are sorted by class and
@@ -69,6 +69,7 @@ def load_image_folder(
     (['ants', 'bees'], [0, 1, 1])
     """
     root = _check_folder(path)
+    extensions = (extensions,) if isinstance(extensions, str) else extensions
     classes = [(folder.name, files) for folder in _folders(root) if (files := _files(folder, extensions))]
     if not classes:
         raise ValueError(

@@ -37,6 +37,16 @@ _REASONS = {
 _PIL_LOCKS = tuple(threading.Lock() for _ in range(64))
 
 
+def _renew_locks() -> None:
+    """In a forked child nobody is left to release a lock that another thread of the parent held."""
+    global _PIL_LOCKS
+    _PIL_LOCKS = tuple(threading.Lock() for _ in range(64))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
+
+
 class Item(Protocol):
     """One picture of X, not read before it is asked for.
 
@@ -184,6 +194,8 @@ class ArrayItem:
             raise UnreadableImage(f"pixels of dtype {values.dtype}, not numbers")
         if values.size == 0:
             raise UnreadableImage(f"no pixels, shape {_shape(self.pixels)}")
+        if values.ndim != 3:
+            raise UnreadableImage(f"pixels of shape {_shape(self.pixels)}, where {_expected(self.pixels)} is expected")
         values = _finite(values.astype(np.float32)) if self.raw else self._rgb(values)
         # A copy: whatever follows may work in place, and torch takes no read-only arrays or negative strides.
         return torch.from_numpy(np.array(values, order="C")).permute(2, 0, 1)  # (channels, height, width)

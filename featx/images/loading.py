@@ -83,7 +83,7 @@ def _iter_tiles(
     ahead: int,
 ) -> Iterator[Tile]:
     def load(start: int) -> list[Tile]:
-        return [_load(items, row, tile) for row in range(start, min(start + _TASK_SIZE, len(items)))]
+        return [load_tile(items, row, tile) for row in range(start, min(start + _TASK_SIZE, len(items)))]
 
     starts = iter(range(0, len(items), _TASK_SIZE))
     futures.extend(pool.submit(load, start) for start in islice(starts, -(-ahead // _TASK_SIZE)))
@@ -93,11 +93,20 @@ def _iter_tiles(
         yield from done
 
 
-def _load(items: Items, row: int, tile: Callable[[torch.Tensor, bool], torch.Tensor]) -> Tile:
+def load_tile(items: Items, row: int, tile: Callable[[torch.Tensor, bool], torch.Tensor]) -> Tile:
+    """One item after preprocessing, or the error that says why it cannot be read.
+
+    An exception of the user's own preprocessing comes through, with a note that names the row.
+    """
     try:
-        return tile(items.load(row), items[row].stretch)
+        image = items.load(row)
     except ImageError as error:
         return error
+    try:
+        return tile(image, items[row].stretch)
+    except Exception as error:
+        error.add_note(f"While preprocessing X[{row}] ({items[row].source or 'no file'}).")
+        raise
 
 
 def _batches(tiles: Iterator[Tile], batch_size: int, on_error: str) -> Iterator[Batch]:

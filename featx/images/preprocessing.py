@@ -41,7 +41,7 @@ class Preset:
             return self
         return replace(self, resize=max(image_size, round(self.resize * image_size / self.crop)), crop=image_size)
 
-    def tile(self, image: torch.Tensor, *, stretch: bool) -> torch.Tensor:
+    def tile(self, image: torch.Tensor, stretch: bool = False) -> torch.Tensor:
         """Resize and crop one image of shape (3, height, width) to (3, crop, crop); uint8 stays uint8."""
         mode = InterpolationMode(self.interpolation)
         if stretch:
@@ -69,7 +69,7 @@ class CustomPreprocessing:
 
     function: Callable[[Any], Any] | None
 
-    def tile(self, image: torch.Tensor, *, stretch: bool) -> torch.Tensor:
+    def tile(self, image: torch.Tensor, stretch: bool = False) -> torch.Tensor:
         """Apply the callable to one image and check what comes out."""
         if self.function is None:
             return image

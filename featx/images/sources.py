@@ -6,6 +6,7 @@ import math
 import numbers
 import os
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
@@ -173,8 +174,9 @@ def _item(
 def _check_pixel_range(pixel_range: PixelRange) -> None:
     if pixel_range == "auto":
         return
-    low, high = pixel_range if not isinstance(pixel_range, str) else (math.nan, math.nan)
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    pair = () if isinstance(pixel_range, str) else tuple(pixel_range)
+    numbers_only = len(pair) == 2 and all(isinstance(end, numbers.Real) and math.isfinite(end) for end in pair)
+    if not (numbers_only and pair[0] < pair[1]):
         raise ValueError(
             f'"auto" or (low, high) with low below high is expected, got pixel_range={pixel_range!r}. Pass the values '
             "that stand for black and white."
@@ -183,7 +185,12 @@ def _check_pixel_range(pixel_range: PixelRange) -> None:
 
 def _resolve_image_shape(image_shape: tuple[int, ...], n_features: int, raw: bool) -> tuple[int, ...]:
     sides = [side for side in image_shape if side != -1]
-    valid = len(image_shape) in (2, 3) and len(image_shape) - len(sides) <= 1 and all(side > 0 for side in sides)
+    valid = (
+        all(isinstance(side, numbers.Integral) for side in sides)
+        and len(image_shape) in (2, 3)
+        and len(image_shape) - len(sides) <= 1
+        and all(side > 0 for side in sides)
+    )
     if not valid:
         raise ValueError(
             "(height, width) or (height, width, channels) with -1 at most once is expected, got "
@@ -211,6 +218,8 @@ def _elements(X: Any, raw: bool) -> Any:
         return _elements_of_column(_only_column(X))
     if is_a(X, "pandas", "Series") or is_a(X, "polars", "Series"):
         return _elements_of_column(X)
+    if is_a(X, "pandas", "Index") or is_a(X, "pandas.api.extensions", "ExtensionArray"):
+        return _elements_of_array(np.asarray(X, dtype=object), raw)
     if isinstance(X, str | bytes | bytearray | memoryview | os.PathLike) or is_a(X, "PIL.Image", "Image"):
         raise TypeError(f"A sequence of images is expected, got one {type(X).__name__}. Wrap it in a list: [X].")
     if isinstance(X, Sequence):
@@ -219,7 +228,7 @@ def _elements(X: Any, raw: bool) -> Any:
 
 
 def _elements_of_sequence(X: Sequence[Any], raw: bool) -> Any:
-    if not any(isinstance(element, list | tuple) for element in X[:1]):
+    if not any(isinstance(element, list | tuple) for element in islice(X, 1)):
         return X
     if all(isinstance(row, list | tuple) and len(row) == 1 and not _is_number(row[0]) for row in X):
         return [row[0] for row in X]
