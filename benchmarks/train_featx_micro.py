@@ -140,7 +140,7 @@ def train_cycle(
     classes: torch.Tensor,
     test: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
-    cycle, generator = CYCLES[number], torch.Generator().manual_seed(number)
+    cycle, generator = CYCLES[number], torch.Generator(photos.device).manual_seed(number)
     fix_parts(model)
     sizes = [size for size, epochs in cycle.epochs_at.items() for _ in range(epochs)]
     per_epoch = len(photos) // BATCH
@@ -172,22 +172,28 @@ def main() -> None:
     )
     parser.add_argument("--resume", type=Path, help="weights to start from")
     parser.add_argument("--cycle", type=int, default=0, help="number of the cycle to start with")
+    parser.add_argument("--device", default="cpu", help="as torch spells it")
     parser.add_argument("--evaluate", action="store_true", help="train nothing, only print the accuracy of --output")
     arguments = parser.parse_args()
+    device = arguments.device
     test_x, test_y = load_photos(DATA / "cifar10-test.zip")
-    test_x = normalise(test_x).contiguous(memory_format=torch.channels_last)
+    test_x = normalise(test_x).to(device, memory_format=torch.channels_last)
+    test_y = test_y.to(device)
     torch.manual_seed(0)
     model = FeatxMicro().to(memory_format=torch.channels_last)
     if not arguments.evaluate:
         train_x, train_y = load_photos(DATA / "cifar10-train.zip")
-        train_x = normalise(train_x)
+        train_x, train_y = normalise(train_x).to(device), train_y.to(device)
         if arguments.resume:
             model.load_state_dict(load_file(arguments.resume))
         else:
-            initialise(model, train_x[:2000])
+            initialise(model, train_x[:2000].cpu())
+        model.to(device)
+        torch.set_default_device(device)
         for number in range(arguments.cycle, len(CYCLES)):
             train_cycle(model, number, train_x, train_y, (test_x, test_y))
             save(model, arguments.output)
+    model.to(device)
     # What counts is the network that a user gets: rounded to half precision on disk.
     model.load_state_dict(load_file(arguments.output))
     size, score = arguments.output.stat().st_size, accuracy(model, test_x, test_y)
@@ -196,7 +202,7 @@ def main() -> None:
 
 def save(model: FeatxMicro, path: Path) -> None:
     state = model.state_dict().items()
-    half = {key: value.half().contiguous() if value.is_floating_point() else value for key, value in state}
+    half = {key: value.half().cpu().contiguous() if value.is_floating_point() else value.cpu() for key, value in state}
     save_file(half, path, metadata={"licence": "BSD-3-Clause", "trained_on": "CIFAR-10"})
 
 
