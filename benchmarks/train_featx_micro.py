@@ -1,7 +1,7 @@
 """Train the embedded network, featx_micro, on CIFAR-10.
 
     python benchmarks/train_featx_micro.py                                # all cycles, from scratch
-    python benchmarks/train_featx_micro.py --resume FILE --cycle 2        # go on from there
+    python benchmarks/train_featx_micro.py --resume FILE --cycle 1        # go on from there
     python benchmarks/train_featx_micro.py --evaluate                     # the accuracy of the embedded weights
 
 The photos are read from ``cifar10-train.zip`` and ``cifar10-test.zip`` under ``$FEATX_DATA/data``; the test photos
@@ -46,7 +46,6 @@ class Cycle:
 CYCLES = [
     Cycle(0.5, {24: 6, 28: 4, 32: 6}, translate=3, cutout=7, grey=0.1),
     Cycle(0.2, {28: 2, 32: 6}, translate=2, cutout=0, grey=0.0),
-    Cycle(0.1, {32: 5}, translate=2, cutout=0, grey=0.0),
 ]
 BATCH, MOMENTUM, WEIGHT_DECAY, LABEL_SMOOTHING = 512, 0.9, 1e-3, 0.1
 

@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import relative_difference
-from networks import InPlace, Many
+from networks import InPlace, Many, Permuting
 from PIL import Image
 from sklearn.base import clone
 from sklearn.utils._param_validation import InvalidParameterError
@@ -308,6 +308,15 @@ def test_random_network_does_not_depend_on_the_default_dtype() -> None:
 def test_module_that_cannot_be_copied_is_refused_with_a_way_out(make) -> None:
     with pytest.raises(BackboneError, match="scripted or lazy"):
         PretrainedFeatureExtractor(make).transform(IMAGES)
+
+
+def test_block_that_permutes_inside_is_pooled_over_places() -> None:
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3, padding=1), Permuting()).eval()
+    ready = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    expected = module(ready).mean((2, 3)).detach()
+    for layers in ("1", -1):
+        rows = PretrainedFeatureExtractor(module, preprocess=None, layers=layers).transform(ready)
+        assert relative_difference(rows, expected) < 1e-5
 
 
 def test_parallel_wrappers_are_taken_off() -> None:

@@ -56,7 +56,7 @@ def test_scaled_preset_keeps_the_proportion_of_resize_and_crop() -> None:
     assert Preset(resize=32, crop=32).scaled(None) == Preset(resize=32, crop=32)
 
 
-@pytest.mark.parametrize(("height", "width"), [(10, 100_000), (100_000, 10), (1, 5_000)])
+@pytest.mark.parametrize(("height", "width"), [(10, 100_000), (100_000, 10), (1, 3_000_000)])
 def test_strip_is_cropped_before_it_is_resized(height: int, width: int) -> None:
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     middle = (slice(None), slice(height // 2, height // 2 + 1), slice(width // 2, width // 2 + 1))
@@ -145,6 +145,23 @@ def test_decoding_stays_a_bounded_distance_ahead() -> None:
     assert len(started) <= 8 + 2 * 8 + 2 * 4
     iterator.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("featx")]
+
+
+def test_what_nobody_waits_for_is_not_decoded() -> None:
+    started, gate = [], threading.Event()
+
+    def slow(image: torch.Tensor, stretch: bool) -> torch.Tensor:
+        started.append(1)
+        if image.amax() >= 8:  # behind the first batch
+            gate.wait()
+        return image
+
+    X = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None, None, None], (200, 2, 2, 3))
+    iterator = iter_batches(as_items(X), slow, batch_size=8, n_jobs=2, on_error="raise")
+    next(iterator)
+    threading.Timer(0.2, gate.set).start()
+    iterator.close()
+    assert len(started) <= 8 + 2 * 4  # what the two threads had in hand, and none of what was queued
 
 
 def test_error_of_the_users_callable_comes_through_and_ends_the_threads() -> None:

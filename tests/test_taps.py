@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers_reference import reference_outputs, reference_penultimate
-from networks import InPlace, Many, Stubborn, Wrapper
+from networks import InPlace, Many, Permuting, Stubborn, Wrapper
 from torch import nn
 
 from featx.activations.taps import read
@@ -151,19 +151,6 @@ def test_network_of_vectors_has_no_stages_and_says_so() -> None:
     for layers in (-1, "all"):
         with pytest.raises(LayerError, match=r"spatial|stages"):
             resolve(module, layers)
-
-
-class Permuting(nn.Module):
-    """A ConvNeXt block as most people write it: channels last inside, channels first outside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12)
-        self.norm = nn.LayerNorm(12)
-        self.linear = nn.Linear(12, 12)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.linear(self.norm(self.depthwise(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
 
 class Windows(nn.Module):
