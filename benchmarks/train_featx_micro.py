@@ -5,7 +5,7 @@
     python benchmarks/train_featx_micro.py --evaluate                     # the accuracy of the embedded weights
 
 The photos are read from ``cifar10-train.zip`` and ``cifar10-test.zip`` under ``$FEATX_DATA/data``; the test photos
-serve for the accuracy that is printed and for nothing else: the last epoch is kept, whatever they say. Two hours
+serve for the accuracy that is printed and for nothing else: the last epoch is kept, whatever they say. Ninety minutes
 on two cores: images grow from 24 to 32 pixels during training, which halves the arithmetic of the early epochs.
 """
 
