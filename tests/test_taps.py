@@ -121,10 +121,17 @@ def test_generic_rule_finds_blocks_and_stages() -> None:
     assert architecture.penultimate.shape == (2, 24)
 
 
-def test_headless_network_is_its_own_penultimate_layer() -> None:
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_headless_network_is_its_own_penultimate_layer(kernel_size: int) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, kernel_size), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     expected = module.eval()(IMAGES)
     torch.testing.assert_close(outputs(module, "penultimate")[0], expected)
+
+
+def test_pointwise_convolution_in_front_of_a_global_pool_is_the_output_layer() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    (layer,) = resolve(module, "penultimate")
+    assert (layer.name, layer.side, layer.channels) == ("1", "input", 4)
 
 
 def test_trace_falls_back_to_a_real_run_where_values_decide() -> None:

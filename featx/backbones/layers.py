@@ -299,8 +299,10 @@ def _generic_output(calls: Sequence[Call]) -> int | None:
             and any(f"{inner}.".startswith(f"{call.name}.") for inner in around)
         ):
             return position
+    # A 1 x 1 convolution makes scores where nothing but pooling follows; with a norm behind it, it ends a block.
+    followed = any(True for call in calls[weighted[-1] + 1 :] for _ in call.module.parameters(recurse=False))
     pointwise = isinstance(last.module, nn.Conv2d) and last.module.kernel_size == (1, 1) and last.shape[1] == scores[1]
-    return weighted[-1] if last.shape == scores or pointwise else None
+    return weighted[-1] if last.shape == scores or (pointwise and not followed) else None
 
 
 def _has_weights(module: nn.Module) -> bool:
