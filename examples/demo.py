@@ -11,6 +11,7 @@ minutes on two cores.
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,13 +70,15 @@ def print_table(scores: dict[str, list[float]]) -> None:
         print(f"{name:34s} {np.mean(values):8.3f}   " + ("" if name == BASELINE else f"{gains.mean():+.3f}{error}"))
 
 
-def run_on_digits(n_draws: int, per_class: int = 5) -> None:
+def run_on_digits(n_draws: int, cache: str, per_class: int = 5) -> None:
     """Few-shot digits: 8 x 8 pixels, shown to the network at twice their size."""
     X, y = load_digits(return_X_y=True)
     print(
         f"Handwritten digits, {per_class} labels a class, {n_draws} draws; accuracy on the other digits of each draw."
     )
-    extractor = PretrainedFeatureExtractor("featx_micro", image_shape=(8, 8), pixel_range=(0, 16), image_size=16)
+    extractor = PretrainedFeatureExtractor(
+        "featx_micro", image_shape=(8, 8), pixel_range=(0, 16), image_size=16, cache=cache
+    )
     grid = {"layers": [1, 2], "pooling": ["avg", "max"], "grid": [2, 4]}
     scores: dict[str, list[float]] = {}
     for seed in tqdm(range(n_draws), desc="draws"):
@@ -94,14 +97,14 @@ def thumbnails(paths: Sequence[str]) -> np.ndarray:
     return np.stack([np.asarray(photo).ravel() / 255 for photo in upright])
 
 
-def run_on_photos(folder: str, backbone: str, weights: str) -> None:
+def run_on_photos(folder: str, backbone: str, weights: str, cache: str) -> None:
     """A folder of class subfolders: a third is held out, the rest is searched."""
     photos = load_image_folder(folder)
     print(f"{len(photos.data)} photos of {len(photos.target_names)} classes; a third is held out.")
     X, held_out, y, truth = train_test_split(
         photos.data, photos.target, test_size=1 / 3, stratify=photos.target, random_state=0
     )
-    extractor = PretrainedFeatureExtractor(backbone, weights=weights, normalize="l2")
+    extractor = PretrainedFeatureExtractor(backbone, weights=weights, normalize="l2", cache=cache)
     folds = StratifiedKFold(3, shuffle=True, random_state=0)
     grid = {"layers": list_layers(backbone)[-2:], "pooling": ["avg", "max"], "grid": [1]}
     scores: dict[str, list[float]] = {}
@@ -122,10 +125,12 @@ def main() -> None:
     parser.add_argument("--weights", default="DEFAULT", help="name of published weights, or a file")
     parser.add_argument("--draws", type=int, default=20, help="how often the labelled digits are drawn")
     arguments = parser.parse_args()
-    if arguments.photos:
-        run_on_photos(arguments.photos, arguments.backbone, arguments.weights)
-    else:
-        run_on_digits(arguments.draws)
+    # A folder of its own: what is shown takes no more than one pass per image, and needs no earlier run.
+    with tempfile.TemporaryDirectory() as cache:
+        if arguments.photos:
+            run_on_photos(arguments.photos, arguments.backbone, arguments.weights, cache)
+        else:
+            run_on_digits(arguments.draws, cache)
 
 
 if __name__ == "__main__":

@@ -4,5 +4,13 @@ from featx._version import __version__
 from featx.backbones import list_backbones, list_layers
 from featx.extractor import PretrainedFeatureExtractor
 from featx.images import load_image_folder
+from featx.store import FeatureStore
 
-__all__ = ["PretrainedFeatureExtractor", "__version__", "list_backbones", "list_layers", "load_image_folder"]
+__all__ = [
+    "FeatureStore",
+    "PretrainedFeatureExtractor",
+    "__version__",
+    "list_backbones",
+    "list_layers",
+    "load_image_folder",
+]

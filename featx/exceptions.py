@@ -46,3 +46,11 @@ class BackboneError(FeatxError, ValueError):
 
 class WeightsError(FeatxError, ValueError):
     """Weights that cannot be found, fetched or fitted to the network."""
+
+
+class StoreError(FeatxError, OSError):
+    """The feature store cannot do what it was asked: its disk is full, read-only, damaged, or of a wrong kind."""
+
+
+class StoreWarning(UserWarning):
+    """Features are right, but not kept, or not found where they were kept before; the message says why."""

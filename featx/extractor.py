@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import _check_feature_names_in, validate_data
 
-from featx.exceptions import ImageError
 from featx.images.sources import MAX_PIXELS, Items, as_items
+from featx.store import FeatureStore, resolve_store
 
 if TYPE_CHECKING:
-    from featx.activations.engine import Block, Recipe
+    from featx.activations.extraction import Extraction
     from featx.activations.plan import FeaturePlan
     from featx.backbones.layers import Architecture
     from featx.backbones.networks import NetworkSpec
@@ -88,6 +87,11 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
         Images per forward pass. Changes speed and memory, never a result.
     n_jobs : int or None, default=None
         Decoding threads; None means as many as torch uses, -1 all cores. Changes speed, never a result.
+    cache : None, True, str, path or FeatureStore, default=None
+        Where features are kept, so that an image passes through the network once, however often and by however many
+        processes it is asked for. True means the user's cache folder (or ``$FEATX_CACHE``), a path a folder on a local
+        disk. ``preprocess`` must be a preset, None, or a callable with a ``cache_key`` that changes when it does;
+        otherwise nothing is kept, and a warning says so. Never changes a result. See :class:`featx.FeatureStore`.
     random_state : int or None, default=None
         Seed of the random network of ``weights=None``; None means 0.
     verbose : int, default=0
@@ -104,6 +108,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
     --------
     featx.list_backbones : Names that ``backbone`` takes.
     featx.list_layers : Names that ``layers`` takes.
+    featx.FeatureStore : Where features are kept.
     featx.load_image_folder : Paths and labels from a folder of class subfolders.
 
     References
@@ -142,6 +147,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
         "precision": [StrOptions({"float32", "bfloat16", "float16"})],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "n_jobs": [Interval(Integral, 1, None, closed="left"), Interval(Integral, None, -1, closed="right"), None],
+        "cache": [None, Options(bool, {True}), str, os.PathLike, FeatureStore],
         "random_state": [Interval(Integral, 0, 2**32 - 1, closed="both"), None],
         "verbose": ["verbose"],
     }
@@ -165,6 +171,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
         precision: str = "float32",
         batch_size: int = 32,
         n_jobs: int | None = None,
+        cache: bool | str | os.PathLike[str] | FeatureStore | None = None,
         random_state: int | None = None,
         verbose: int = 0,
     ) -> None:
@@ -184,6 +191,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
         self.precision = precision
         self.batch_size = batch_size
         self.n_jobs = n_jobs
+        self.cache = cache
         self.random_state = random_state
         self.verbose = verbose
 
@@ -235,13 +243,36 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
             X is of no form that is known, or a parameter is wrong.
         """
         self._validate_params()
-        items = self._items(X, reset=False)
-        recipe = self._recipe(items)
-        features = np.empty((len(items), *recipe.plan.shape), dtype=np.float32)
-        with closing(self._iter_blocks(items, recipe)) as blocks:
+        extraction = self._extraction(self._items(X, reset=False))
+        features = np.empty((len(extraction.items), *extraction.recipe.plan.shape), dtype=np.float32)
+        with closing(extraction.iter_blocks()) as blocks:
             for block in blocks:
                 features[block.start : block.stop] = block.rows
         return features
+
+    def warm(self, X: Any, layers: Any = None) -> PretrainedFeatureExtractor:
+        """Fill the cache in one pass, so that later calls find everything in it.
+
+        Parameters
+        ----------
+        X : array-like of n images
+            As in :meth:`transform`.
+        layers : str, int, list of these or None, default=None
+            More layers to keep, as the parameter ``layers`` takes them, each in avg, max and gem pooling. None keeps
+            what the store's ``keep`` says, and what this estimator is set to.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            ``cache`` is None, or something is wrong as in :meth:`transform`.
+        """
+        self._validate_params()
+        self._extraction(self._items(X, reset=False)).warm([layers] if isinstance(layers, (str, Integral)) else layers)
+        return self
 
     def iter_transform(self, X: Any) -> Iterator[np.ndarray]:
         """Features of images in blocks of rows, for data larger than memory.
@@ -257,8 +288,7 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
             In the order of X. Decoding stops when the iterator is closed.
         """
         self._validate_params()
-        items = self._items(X, reset=False)
-        return self._iter_rows(items, self._recipe(items))
+        return self._extraction(self._items(X, reset=False)).iter_rows()
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of the columns: layer, pooling and position, such as ``"layer4_avg_17"``.
@@ -283,31 +313,6 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
                 "image_size to it."
             )
         return self._plan(self._architecture(self._spec())).names()
-
-    def _iter_rows(self, items: Items, recipe: Recipe) -> Iterator[np.ndarray]:
-        with closing(self._iter_blocks(items, recipe)) as blocks:
-            for block in blocks:
-                yield block.rows
-
-    def _iter_blocks(self, items: Items, recipe: Recipe) -> Generator[Block]:
-        """Blocks of features, with the progress bar and the warning that counts unreadable images."""
-        from tqdm.auto import tqdm
-
-        n_errors, first_error = 0, ""
-        blocks = recipe.iter_blocks(items, batch_size=self.batch_size, n_jobs=self.n_jobs, on_error=self.on_error)
-        bar = tqdm(total=len(items), unit="img", desc=recipe.spec.backbone.label, disable=not self.verbose)
-        with closing(blocks), bar:
-            for block in blocks:
-                n_errors += len(block.errors)
-                first_error = first_error or str(next(iter(block.errors), ""))
-                bar.update(block.stop - block.start)
-                yield block
-        if n_errors:
-            warnings.warn(
-                f"{n_errors} of {len(items)} images could not be read; their rows are NaN. The first: {first_error}",
-                UserWarning,
-                stacklevel=3,
-            )
 
     def _items(self, X: Any, *, reset: bool) -> Items:
         if self.image_shape is not None:
@@ -340,13 +345,14 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
 
     def _architecture(self, spec: NetworkSpec, items: Items | None = None) -> Architecture:
         """What can be read from images of the shape that the preprocessing makes, a user's own as seen on X."""
+        from featx.images.loading import shape_of_first
         from featx.images.preprocessing import Preset
 
         preprocessing = self._preprocessing(spec)
         if isinstance(preprocessing, Preset):
             return spec.architecture((3, preprocessing.crop, preprocessing.crop))
         if items is not None:
-            return spec.architecture(_shape_of_first(items, preprocessing))
+            return spec.architecture(shape_of_first(items, preprocessing.tile))
         return spec.architecture(None if self.image_size is None else spec.square(self.image_size))
 
     def _plan(self, architecture: Architecture) -> FeaturePlan:
@@ -354,18 +360,24 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
 
         return FeaturePlan(tuple(architecture.resolve(self.layers)), self.pooling, self.grid, self.normalize)
 
-    def _recipe(self, items: Items) -> Recipe:
+    def _extraction(self, items: Items) -> Extraction:
         from featx.activations.engine import Recipe, resolve_device
+        from featx.activations.extraction import Extraction
 
         spec = self._spec()
         architecture = self._architecture(spec, items)
-        return Recipe(
-            spec,
-            architecture,
-            self._preprocessing(spec),
-            self._plan(architecture),
-            resolve_device(self.device),
-            self.precision,
+        device = resolve_device(self.device)
+        preprocessing = self._preprocessing(spec)
+        recipe = Recipe(spec, architecture, preprocessing, self._plan(architecture), device, self.precision)
+        return Extraction(
+            items,
+            recipe,
+            store=resolve_store(self.cache),
+            max_pixels=self.max_pixels,
+            batch_size=self.batch_size,
+            n_jobs=self.n_jobs,
+            on_error=self.on_error,
+            verbose=self.verbose,
         )
 
     def __sklearn_tags__(self) -> Any:
@@ -377,15 +389,3 @@ class PretrainedFeatureExtractor(TransformerMixin, BaseEstimator):  # type: igno
         tags.input_tags.string = self.image_shape is None
         tags.input_tags.allow_nan = self.on_error == "nan"
         return tags
-
-
-def _shape_of_first(items: Items, preprocessing: Preprocessing) -> tuple[int, int, int] | None:
-    """Shape (channels, height, width) of the first image after preprocessing; None where none can be read."""
-    from featx.images.loading import load_tile
-
-    for row in range(len(items)):
-        tile = load_tile(items, row, preprocessing.tile)
-        if not isinstance(tile, ImageError):
-            channels, height, width = tile.shape
-            return channels, height, width
-    return None

@@ -14,7 +14,7 @@ import featx
 
 ROOT = Path(featx.__file__).parent
 # From the ground up: a room imports from rooms below it and from itself.
-FLOORS = ["_version", "exceptions", "images", "backbones", "activations", "extractor"]
+FLOORS = ["_version", "exceptions", "images", "store", "backbones", "activations", "extractor"]
 
 
 def imports_of(path: Path) -> set[str]:

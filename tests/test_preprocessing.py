@@ -98,9 +98,12 @@ def test_tiles_of_different_shapes_are_an_error_that_says_what_to_do() -> None:
 # Loading
 
 
-def batches(X: object, **options: object) -> list:
-    options = {"batch_size": 4, "n_jobs": 3, "on_error": "raise"} | options
-    return list(iter_batches(as_items(X), lambda image, stretch: image, **options))
+def loading(
+    X: object, tile=lambda image, stretch: image, batch_size: int = 4, n_jobs: int = 3, on_error: str = "raise"
+):
+    """Batches of consecutive rows."""
+    rows = [range(start, min(start + batch_size, len(X))) for start in range(0, len(X), batch_size)]
+    return iter_batches(as_items(X), rows, tile, n_jobs=n_jobs, on_error=on_error)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
@@ -112,8 +115,8 @@ def test_batches_keep_the_order_whatever_the_threads_do(batch_size: int) -> None
         time.sleep(next(delays))  # threads finish out of order
         return image
 
-    found = list(iter_batches(as_items(X), slow, batch_size=batch_size, n_jobs=4, on_error="raise"))
-    assert [batch.start for batch in found] == list(range(0, 23, batch_size))
+    found = list(loading(X, slow, batch_size=batch_size, n_jobs=4))
+    assert [row for batch in found for row in batch.rows] == list(range(23))
     assert torch.cat([batch.tiles for batch in found])[:, 0, 0, 0].tolist() == list(range(23))
 
 
@@ -121,15 +124,15 @@ def test_first_broken_row_is_the_one_that_is_raised() -> None:
     X = [np.zeros((2, 2, 3), dtype=np.uint8)] * 10
     X[3], X[7] = None, None
     with pytest.raises(ImageError, match=r"X\[3\]"):
-        batches(X)
+        list(loading(X))
 
 
 def test_broken_rows_are_left_out_and_recorded() -> None:
     X = [np.zeros((2, 2, 3), dtype=np.uint8)] * 6
     X[1], X[4], X[5] = None, None, None
-    first, second = batches(X, on_error="nan")
-    assert (first.readable, len(first.errors), len(first.tiles)) == ([0, 2, 3], 1, 3)
-    assert (second.readable, len(second.errors), second.tiles) == ([], 2, None)
+    first, second = loading(X, on_error="nan")
+    assert (first.rows, list(first.errors), len(first.tiles)) == ([0, 2, 3], [1], 3)
+    assert (second.rows, list(second.errors), second.tiles) == ([], [4, 5], None)
 
 
 def test_decoding_stays_a_bounded_distance_ahead() -> None:
@@ -140,7 +143,7 @@ def test_decoding_stays_a_bounded_distance_ahead() -> None:
         return image
 
     X = np.zeros((500, 2, 2, 3), dtype=np.uint8)
-    iterator = iter_batches(as_items(X), note, batch_size=8, n_jobs=2, on_error="raise")
+    iterator = loading(X, note, batch_size=8, n_jobs=2)
     next(iterator)
     assert len(started) <= 8 + 2 * 8 + 2 * 4
     iterator.close()
@@ -157,7 +160,7 @@ def test_what_nobody_waits_for_is_not_decoded() -> None:
         return image
 
     X = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None, None, None], (200, 2, 2, 3))
-    iterator = iter_batches(as_items(X), slow, batch_size=8, n_jobs=2, on_error="raise")
+    iterator = loading(X, slow, batch_size=8, n_jobs=2)
     next(iterator)
     threading.Timer(0.2, gate.set).start()
     iterator.close()
@@ -169,4 +172,4 @@ def test_error_of_the_users_callable_comes_through_and_ends_the_threads() -> Non
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(iter_batches(as_items(np.zeros((9, 2, 2, 3), np.uint8)), broken, batch_size=2, n_jobs=2, on_error="raise"))
+        list(loading(np.zeros((9, 2, 2, 3), np.uint8), broken, batch_size=2, n_jobs=2))

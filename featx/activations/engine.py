@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from featx.activations.plan import FeaturePlan
+from featx.activations.plan import FeaturePlan, Slot
+from featx.activations.pooling import pool
 from featx.activations.taps import read
-from featx.backbones.layers import Architecture
+from featx.backbones.layers import Architecture, Layer
 from featx.backbones.networks import Network, NetworkSpec
 from featx.exceptions import ImageError, WeightsError
-from featx.images.loading import Batch, iter_batches
+from featx.images.loading import iter_batches
 from featx.images.preprocessing import Preprocessing
 from featx.images.sources import Items
 
@@ -47,6 +48,25 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Computed:
+    """What one batch gave.
+
+    Attributes
+    ----------
+    rows : list of int
+        Positions in the items, of those that could be read.
+    parts : dict of Slot to tensor of shape (n_rows, width)
+        On the CPU.
+    errors : dict of int to ImageError
+        By position in the items.
+    """
+
+    rows: list[int]
+    parts: dict[Slot, torch.Tensor]
+    errors: dict[int, ImageError]
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides the features of an image: network, preprocessing, layers, device and precision."""
 
@@ -57,44 +77,75 @@ class Recipe:
     device: str
     precision: str
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """PyTorch's word for the precision."""
+        return _DTYPES[self.precision]
+
     def iter_blocks(self, items: Items, *, batch_size: int, n_jobs: int | None, on_error: str) -> Generator[Block]:
         """Yield the features of the items in order, one block per batch; the network is loaded at the first one."""
+        starts = range(0, len(items), batch_size)
+        batches = [range(start, min(start + batch_size, len(items))) for start in starts]
+        computing = self.compute(items, batches, lambda *_: self.plan.slots, n_jobs=n_jobs, on_error=on_error)
+        with closing(computing):
+            for batch, computed in zip(batches, computing, strict=True):
+                rows = np.full((len(batch), *self.plan.shape), np.nan, dtype=np.float32)
+                if computed.rows:
+                    parts = [computed.parts[slot] for slot in self.plan.slots]
+                    rows[np.subtract(computed.rows, batch.start)] = self.plan.join(parts)
+                yield Block(batch.start, batch.stop, rows, list(computed.errors.values()))
+
+    def compute(
+        self,
+        items: Items,
+        batches: Iterable[Sequence[int]],
+        choose: Callable[[Network, list[int]], Sequence[Slot]],
+        *,
+        n_jobs: int | None,
+        on_error: str,
+    ) -> Generator[Computed]:
+        """Send batches of items through the network.
+
+        ``choose(network, rows)`` says what to read in a batch; the network is loaded at the first that has an image.
+        """
         network: Network | None = None
-        decoding = iter_batches(
-            items,
-            self.preprocessing.tile,
-            batch_size=batch_size,
-            n_jobs=n_threads(n_jobs),
-            on_error=on_error,
-        )
-        with closing(decoding) as batches:
-            for batch in batches:
-                if network is None and batch.tiles is not None:
-                    network = self._load()
-                yield self._block(network, batch)
+        decoding = iter_batches(items, batches, self.preprocessing.tile, n_jobs=n_threads(n_jobs), on_error=on_error)
+        with closing(decoding):
+            for batch in decoding:
+                parts: dict[Slot, torch.Tensor] = {}
+                if batch.tiles is not None:
+                    network = network or self._load()
+                    parts = self._parts(network, batch.tiles, choose(network, batch.rows))
+                yield Computed(batch.rows, parts, batch.errors)
 
     def _load(self) -> Network:
-        network = self.spec.load(self.device, _DTYPES[self.precision])
+        network = self.spec.load(self.device, self.dtype)
         check_weights_reach(self.plan, self.architecture, network)
         return network
 
-    def _block(self, network: Network | None, batch: Batch) -> Block:
-        rows = np.full((batch.stop - batch.start, *self.plan.shape), np.nan, dtype=np.float32)
-        if network is not None and batch.tiles is not None:
-            if tuple(batch.tiles.shape[1:]) != self.architecture.shape:
-                raise ValueError(
-                    f"Images of one shape are expected from preprocess, got {tuple(batch.tiles.shape[1:])} after "
-                    f"{self.architecture.shape}. Let preprocess bring them to one size."
-                )
-            rows[batch.readable] = self._features(network, batch.tiles)
-        return Block(batch.start, batch.stop, rows, batch.errors)
+    def _parts(self, network: Network, tiles: torch.Tensor, slots: Sequence[Slot]) -> dict[Slot, torch.Tensor]:
+        if tuple(tiles.shape[1:]) != self.architecture.shape:
+            raise ValueError(
+                f"Images of one shape are expected from preprocess, got {tuple(tiles.shape[1:])} after "
+                f"{self.architecture.shape}. Let preprocess bring them to one size."
+            )
+        by_layer: dict[Layer, list[Slot]] = {}
+        for slot in slots:
+            by_layer.setdefault(slot.layer, []).append(slot)
+        reads = list(by_layer.values())
 
-    def _features(self, network: Network, tiles: torch.Tensor) -> np.ndarray:
+        def reduce(position: int, output: torch.Tensor) -> list[torch.Tensor]:
+            return [pool(output, *slot).flatten(1) for slot in reads[position]]
+
         with torch.inference_mode(), network.lock, _undisturbed(self.device):
             images = self.preprocessing.finish(tiles.to(self.device))
-            images = images.to(_DTYPES[self.precision]).contiguous(memory_format=torch.channels_last)
-            parts = read(network.module, _in_company(images), self.plan.layers, self.plan.reduce)
-            return self.plan.join(parts)[: len(images)].cpu().numpy()
+            images = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
+            found = read(network.module, _in_company(images), list(by_layer), reduce)
+            return {
+                slot: part[: len(tiles)].cpu()
+                for of_layer, parts in zip(reads, found, strict=True)
+                for slot, part in zip(of_layer, parts, strict=True)
+            }
 
 
 def _in_company(images: torch.Tensor) -> torch.Tensor:
@@ -142,12 +193,17 @@ def check_weights_reach(plan: FeaturePlan, architecture: Architecture, network: 
     WeightsError
     """
     for layer in plan.layers:
-        before = {name for call in architecture.calls[: layer.position] for name in call.names}
-        if unset := sorted(before & network.missing):
+        if unset := unset_before(layer, architecture, network):
             raise WeightsError(
                 f"Weights for every module up to layer {layer.label!r} are expected, got a file without those of "
-                f"{', '.join(unset)}. Read a stage before them, such as layers=-1, or take the whole file."
+                f"{', '.join(sorted(unset))}. Read a stage before them, such as layers=-1, or take the whole file."
             )
+
+
+def unset_before(layer: Layer, architecture: Architecture, network: Network) -> set[str]:
+    """Modules that a layer's values pass through and that have no weights."""
+    before = {name for call in architecture.calls[: layer.position] for name in call.names}
+    return before & network.missing
 
 
 @contextmanager

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from featx.activations.pooling import check_pooling, pool, width_of
+from featx.activations.pooling import GRID_POOLINGS, check_pooling, width_of
 from featx.backbones.layers import Layer
+from featx.store import Column
+
+
+class Slot(NamedTuple):
+    """One layer in one pooling: what a pass reads at one place."""
+
+    layer: Layer
+    pooling: str
+    grid: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image's part: (width,), or (height, width, channels) for maps."""
+        width = width_of(self.layer, self.pooling, self.grid)
+        return (*self.layer.spatial, width) if self.pooling == "map" else (width,)
+
+    @property
+    def column(self) -> Column:
+        """Its name and width in a store; poolings that come to the same share them."""
+        place = f"{self.layer.name}#{self.layer.call}.{self.layer.side}"
+        vector = self.layer.layout == "vector"
+        pooling = "vector" if vector and self.pooling != "map" else self.pooling
+        grid = self.grid if self.pooling in GRID_POOLINGS and not vector else 1
+        return Column(f"{place} {pooling} {grid}", math.prod(self.shape))
 
 
 @dataclass(frozen=True)
@@ -35,32 +62,36 @@ class FeaturePlan:
             check_pooling(layer, self.pooling, self.grid)
 
     @cached_property
+    def slots(self) -> tuple[Slot, ...]:
+        """What is read, in the order of the columns."""
+        return tuple(Slot(layer, self.pooling, self.grid) for layer in self.layers)
+
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Shape of one row: (n_features,), or (height, width, channels) for maps."""
-        width = sum(self._width(layer) for layer in self.layers)
-        return (*self.layers[0].spatial, width) if self.pooling == "map" else (width,)
+        shapes = [slot.shape for slot in self.slots]
+        return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
 
     def names(self) -> np.ndarray:
         """Names of the columns: layer, pooling where there was something to pool, position."""
         names = [f"{prefix}_{i}" for layer, prefix in self._prefixes() for i in range(self._width(layer))]
         return np.asarray(names, dtype=object)
 
-    def reduce(self, position: int, output: torch.Tensor) -> torch.Tensor:
-        """What is kept of one layer's output, at the moment it is captured."""
-        rows = pool(output, self.layers[position], self.pooling, self.grid)
-        return _normalised(rows, self.normalize)
-
-    def join(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        """The layers side by side; maps are brought to the first one's grid."""
+    def join(self, parts: Sequence[torch.Tensor]) -> np.ndarray:
+        """Rows from one part (n, ...) per slot: normalised, side by side; maps are brought to the first one's grid."""
+        parts = [
+            _normalised(part.unflatten(1, slot.shape), self.normalize)
+            for slot, part in zip(self.slots, parts, strict=True)
+        ]
         if self.pooling == "map":
             parts = [parts[0], *(_resized(part, parts[0].shape[1:3]) for part in parts[1:])]
-        return torch.cat(parts, dim=-1)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).numpy()
 
     def _width(self, layer: Layer) -> int:
         return width_of(layer, self.pooling, self.grid)
 
     def _prefixes(self) -> list[tuple[Layer, str]]:
-        cells = f"{self.grid}x{self.grid}" if self.grid > 1 and self.pooling in ("avg", "max", "gem") else ""
+        cells = f"{self.grid}x{self.grid}" if self.grid > 1 and self.pooling in GRID_POOLINGS else ""
         return [
             (layer, layer.label if layer.layout == "vector" else f"{layer.label}_{self.pooling}{cells}")
             for layer in self.layers

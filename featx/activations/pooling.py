@@ -19,6 +19,8 @@ _GRIDS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
     "gem": lambda cells, grid: F.adaptive_avg_pool2d(cells.clamp(min=GEM_FLOOR) ** GEM_POWER, grid) ** (1 / GEM_POWER),
 }
 
+GRID_POOLINGS = tuple(_GRIDS)
+
 
 def pool(output: torch.Tensor, layer: Layer, pooling: str, grid: int) -> torch.Tensor:
     """Reduce what a layer put out, in float32, sharing no memory with it.

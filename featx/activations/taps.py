@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +13,8 @@ from torch import nn
 from featx.backbones.layers import Layer
 from featx.backbones.tracing import first_tensor
 from featx.exceptions import LayerError
+
+T = TypeVar("T")
 
 
 class _Finished(BaseException):
@@ -23,8 +25,8 @@ def read(
     module: nn.Module,
     images: torch.Tensor,
     layers: Sequence[Layer],
-    reduce: Callable[[int, torch.Tensor], torch.Tensor],
-) -> list[torch.Tensor]:
+    reduce: Callable[[int, torch.Tensor], T],
+) -> list[T]:
     """Run a network until the deepest of some layers is known and return what ``reduce`` makes of each.
 
     ``reduce`` is called at the moment of capture and must copy: networks write into their outputs later on
@@ -36,7 +38,7 @@ def read(
         In eval mode; hooks are attached during the call and gone after it.
     images : tensor of shape (n, channels, height, width)
     layers : sequence of Layer
-    reduce : callable (position, output) -> tensor
+    reduce : callable (position, output) -> object
         ``position`` indexes ``layers``.
 
     Raises
@@ -44,7 +46,7 @@ def read(
     LayerError
         The pass ended before a layer was reached.
     """
-    found: dict[int, torch.Tensor] = {}
+    found: dict[int, T] = {}
 
     def capture(position: int, value: Any) -> None:
         tensor = first_tensor(value)

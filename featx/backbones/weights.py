@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -111,6 +114,13 @@ def preset_named(name: str) -> Preset:
         ) from error
 
 
+def published_content(backbone: Backbone, weights: Weights) -> str:
+    """What identifies the content of published weights, without reading those that are fetched."""
+    if backbone.label == EMBEDDED:
+        return xxhash.xxh3_128_hexdigest(_EMBEDDED_FILE.read_bytes())
+    return str(_enum(backbone)[weights.name].url.rsplit("/", 1)[-1])
+
+
 def build_with_weights(backbone: Backbone, weights: Weights, seed: int) -> tuple[nn.Module, frozenset[str]]:
     """The network on the CPU in float32, and the names of its modules for which a file had no weights.
 
@@ -123,7 +133,7 @@ def build_with_weights(backbone: Backbone, weights: Weights, seed: int) -> tuple
         module = backbone.build(preset_of(backbone, weights).crop)
     missing: frozenset[str] = frozenset()
     if weights.kind == "published":
-        state = _read_file(_EMBEDDED_FILE) if backbone.label == EMBEDDED else _fetch(backbone, weights)
+        state = micro.load_compact(_EMBEDDED_FILE) if backbone.label == EMBEDDED else _fetch(backbone, weights)
         _load(module, backbone, state, weights.name)
     elif weights.kind == "file":
         missing = _load(module, backbone, _read_file(Path(weights.name)), weights.name)
@@ -201,7 +211,9 @@ def _fetch(backbone: Backbone, weights: Weights) -> dict[str, torch.Tensor]:
     entry = _enum(backbone)[weights.name]
     file = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/", 1)[-1]
     try:
-        return dict(entry.get_state_dict(progress=False, check_hash=True, map_location="cpu"))
+        state = dict(entry.get_state_dict(progress=False, check_hash=True, map_location="cpu"))
+        _check_content(file)  # torch looks at it after a download only
+        return state
     except Exception as error:  # from no connection to a file that was cut short: zip, pickle and hub have their own
         failed = (
             f"are there but damaged (delete the file): {error}" if file.exists() else f"could not be fetched: {error}"
@@ -211,6 +223,17 @@ def _fetch(backbone: Backbone, weights: Weights) -> dict[str, torch.Tensor]:
             f'Put the file {file.name!r} there, pass weights="PATH" to where you have it, or use '
             f'backbone="{EMBEDDED}", which needs no download.'
         ) from error
+
+
+def _check_content(file: Path) -> None:
+    """Raise where a published file's content is not what its name says, which the key of kept features trusts."""
+    promised = re.search(r"-([0-9a-f]{8,})\.", file.name)
+    if promised is None or not file.exists():
+        return
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not found.startswith(promised[1]):
+        raise ValueError(f"its sha256 begins with {found[: len(promised[1])]}, not with {promised[1]}")
 
 
 def _read_file(path: Path) -> dict[str, torch.Tensor]:

@@ -30,6 +30,9 @@ from featx.exceptions import UnreadableImage
 
 __all__ = ["UnreadableImage", "content_of_pil", "decode", "on_white", "rgb_from_pil"]
 
+#: Version of the rules below (orientation, colour, transparency, depth): part of the key of whatever is kept.
+POLICY = 1
+
 _SIGNATURES = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
     "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -22,36 +22,32 @@ Tile = torch.Tensor | ImageError
 
 @dataclass(frozen=True)
 class Batch:
-    """Consecutive items of X, decoded.
+    """Some items of X, decoded.
 
     Attributes
     ----------
-    start, stop : int
-        Positions in the items.
-    tiles : tensor of shape (n_readable, channels, height, width) or None
+    rows : list of int
+        Positions in the items, of those that could be read.
+    tiles : tensor of shape (n_rows, channels, height, width) or None
         None where no item of the batch could be read.
-    readable : list of int
-        Positions, counted from ``start``, of the items in ``tiles``.
-    errors : list of ImageError
-        One for each item that could not be read.
+    errors : dict of int to ImageError
+        By position in the items, for those that could not be read.
     """
 
-    start: int
-    stop: int
+    rows: list[int]
     tiles: torch.Tensor | None
-    readable: list[int]
-    errors: list[ImageError]
+    errors: dict[int, ImageError]
 
 
 def iter_batches(
     items: Items,
+    batches: Iterable[Sequence[int]],
     tile: Callable[[torch.Tensor, bool], torch.Tensor],
     *,
-    batch_size: int,
     n_jobs: int,
     on_error: str,
 ) -> Generator[Batch]:
-    """Yield the items in order, in batches, while threads decode about two batches ahead.
+    """Yield batches of items in the order asked for, while threads decode about two batches ahead.
 
     The threads are gone when the iterator ends, whether it was exhausted, closed, or left by an exception.
 
@@ -59,38 +55,44 @@ def iter_batches(
     ----------
     items : Items
         What to decode.
+    batches : iterable of sequences of int
+        Positions in the items. It is asked for the next batch no earlier than its decoding can begin.
     tile : callable (image, stretch) -> tensor
         Preprocessing of one image; runs in the threads.
-    batch_size, n_jobs : int
-        Items per batch; number of threads.
+    n_jobs : int
+        Number of threads.
     on_error : {"raise", "nan"}
         Whether the first unreadable item raises its error, or is left out and recorded.
     """
     with ThreadPoolExecutor(n_jobs, thread_name_prefix="featx-decode") as pool:
-        futures: deque[Future[list[Tile]]] = deque()
+
+        def load(rows: Sequence[int]) -> list[Tile]:
+            return [load_tile(items, row, tile) for row in rows]
+
+        def submit(rows: Sequence[int]) -> list[Future[list[Tile]]]:
+            return [pool.submit(load, rows[start : start + _TASK_SIZE]) for start in range(0, len(rows), _TASK_SIZE)]
+
+        ahead: deque[tuple[Sequence[int], list[Future[list[Tile]]]]] = deque()
+        source = iter(batches)
         try:
-            yield from _batches(_iter_tiles(pool, futures, items, tile, ahead=2 * batch_size), batch_size, on_error)
+            while True:
+                # Two batches, or more where they are too small to keep the threads busy.
+                while len(ahead) < 2 or sum(len(rows) for rows, _ in ahead) < n_jobs * _TASK_SIZE:
+                    rows = next(source, None)
+                    if rows is None:
+                        break
+                    ahead.append((rows, submit(rows)))
+                if not ahead:
+                    return
+                rows, futures = ahead[0]
+                tiles = [tile for future in futures for tile in future.result()]
+                ahead.popleft()
+                ahead.extend((rows, submit(rows)) for rows in islice(source, 1))
+                yield _batch(rows, tiles, on_error)
         finally:
-            for future in futures:
-                future.cancel()
-
-
-def _iter_tiles(
-    pool: ThreadPoolExecutor,
-    futures: deque[Future[list[Tile]]],
-    items: Items,
-    tile: Callable[[torch.Tensor, bool], torch.Tensor],
-    ahead: int,
-) -> Iterator[Tile]:
-    def load(start: int) -> list[Tile]:
-        return [load_tile(items, row, tile) for row in range(start, min(start + _TASK_SIZE, len(items)))]
-
-    starts = iter(range(0, len(items), _TASK_SIZE))
-    futures.extend(pool.submit(load, start) for start in islice(starts, -(-ahead // _TASK_SIZE)))
-    while futures:
-        done = futures.popleft().result()
-        futures.extend(pool.submit(load, start) for start in islice(starts, 1))
-        yield from done
+            for _, futures in ahead:
+                for future in futures:
+                    future.cancel()
 
 
 def load_tile(items: Items, row: int, tile: Callable[[torch.Tensor, bool], torch.Tensor]) -> Tile:
@@ -109,21 +111,19 @@ def load_tile(items: Items, row: int, tile: Callable[[torch.Tensor, bool], torch
         raise
 
 
-def _batches(tiles: Iterator[Tile], batch_size: int, on_error: str) -> Iterator[Batch]:
-    start, pending = 0, []
-    for tile in tiles:
-        if isinstance(tile, ImageError) and on_error == "raise":
-            raise tile
-        pending.append(tile)
-        if len(pending) == batch_size:
-            yield _batch(start, pending)
-            start, pending = start + batch_size, []
-    if pending:
-        yield _batch(start, pending)
+def shape_of_first(items: Items, tile: Callable[[torch.Tensor, bool], torch.Tensor]) -> tuple[int, int, int] | None:
+    """Shape (channels, height, width) of the first image after preprocessing; None where none can be read."""
+    for row in range(len(items)):
+        first = load_tile(items, row, tile)
+        if not isinstance(first, ImageError):
+            channels, height, width = first.shape
+            return channels, height, width
+    return None
 
 
-def _batch(start: int, tiles: list[Tile]) -> Batch:
-    readable = [position for position, tile in enumerate(tiles) if isinstance(tile, torch.Tensor)]
+def _batch(rows: Sequence[int], tiles: list[Tile], on_error: str) -> Batch:
+    errors = {row: tile for row, tile in zip(rows, tiles, strict=True) if isinstance(tile, ImageError)}
+    if errors and on_error == "raise":
+        raise next(iter(errors.values()))
     images = [tile for tile in tiles if isinstance(tile, torch.Tensor)]
-    errors = [tile for tile in tiles if isinstance(tile, ImageError)]
-    return Batch(start, start + len(tiles), collate(images) if images else None, readable, errors)
+    return Batch([row for row in rows if row not in errors], collate(images) if images else None, errors)

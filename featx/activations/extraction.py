@@ -1,0 +1,112 @@
+"""One call for features: from the store or the network, with a progress bar and one count of what could not be read."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from featx.activations.engine import Block, Recipe
+from featx.activations.kept import KeptRecipe, slots_of
+from featx.activations.keys import NoKey, describe_recipe, key_of
+from featx.activations.plan import Slot
+from featx.exceptions import ImageError, StoreWarning
+from featx.images.sources import Items
+from featx.store import FeatureStore, Session
+
+_Tick = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Items, the recipe for their features, and how to go about it.
+
+    Parameters
+    ----------
+    items : Items
+    recipe : Recipe
+    store : FeatureStore or None
+    max_pixels, batch_size, n_jobs, on_error, verbose
+        As in PretrainedFeatureExtractor.
+    """
+
+    items: Items
+    recipe: Recipe
+    store: FeatureStore | None
+    max_pixels: int
+    batch_size: int
+    n_jobs: int | None
+    on_error: str
+    verbose: int
+
+    def iter_blocks(self, most_rows: int = 4096) -> Generator[Block]:
+        """Yield the features in order, in blocks of at most ``most_rows`` (and of a batch where there is no store)."""
+        with self._counting() as (tick, errors):
+            kept = self._kept(tick, self.recipe.plan.slots)
+            how = self._how
+            blocks = (
+                self.recipe.iter_blocks(self.items, **how) if kept is None else kept.iter_blocks(self.items, most_rows)
+            )
+            with closing(blocks):
+                for block in blocks:
+                    errors += block.errors
+                    if kept is None:
+                        tick(len(block.rows))
+                    yield block
+
+    def iter_rows(self) -> Iterator[np.ndarray]:
+        """Yield the features in order, in arrays of at most ``batch_size`` rows."""
+        with closing(self.iter_blocks(most_rows=16 * self.batch_size)) as blocks:
+            for block in blocks:
+                for start in range(0, len(block.rows), self.batch_size):
+                    yield block.rows[start : start + self.batch_size]
+
+    def warm(self, layers: Iterable[Any] | None) -> None:
+        """Compute what the store does not know yet of the plan's and some more layers.
+
+        Raises
+        ------
+        ValueError
+            There is no store.
+        """
+        if self.store is None:
+            raise ValueError("A cache to fill is expected, got cache=None. Set cache=True or to a folder.")
+        architecture = self.recipe.architecture
+        more = slots_of(architecture.resolve(layers), architecture) if layers is not None else ()
+        with self._counting() as (tick, errors):
+            kept = self._kept(tick, [*self.recipe.plan.slots, *more])
+            if kept is not None:
+                errors += kept.warm(self.items)
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size, "n_jobs": self.n_jobs, "on_error": self.on_error}
+
+    def _kept(self, tick: _Tick, slots: Sequence[Slot]) -> KeptRecipe | None:
+        """The recipe behind the store; None without one, or where nothing tells what the features depend on."""
+        if self.store is None:
+            return None
+        session = Session(self.store)
+        try:
+            description = describe_recipe(self.recipe, self.max_pixels, session)
+        except NoKey as reason:
+            warnings.warn(f"Features are not kept in {self.store}: {reason}.", StoreWarning, stacklevel=6)
+            return None
+        session.open_recipe(key_of(description), description)
+        return KeptRecipe(self.recipe, session, slots, tick=tick, **self._how)
+
+    @contextmanager
+    def _counting(self) -> Iterator[tuple[_Tick, list[ImageError]]]:
+        """The progress bar, and at the end the warning that counts unreadable images."""
+        errors: list[ImageError] = []
+        label = self.recipe.spec.backbone.label
+        with tqdm(total=len(self.items), unit="img", desc=label, disable=not self.verbose) as bar:
+            yield bar.update, errors
+        if errors:
+            count = f"{len(errors)} of {len(self.items)} images could not be read; their rows are NaN."
+            warnings.warn(f"{count} The first: {errors[0]}", UserWarning, stacklevel=5)

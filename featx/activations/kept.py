@@ -1,0 +1,253 @@
+"""The engine behind a store: look up what is known, share out the rest, keep what is computed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from featx.activations.engine import Block, Computed, Recipe, n_threads, unset_before
+from featx.activations.plan import Slot
+from featx.activations.pooling import GRID_POOLINGS, check_pooling
+from featx.backbones.layers import Architecture, Layer
+from featx.backbones.networks import Network
+from featx.exceptions import ImageError, LayerError
+from featx.images.sources import Items
+from featx.store import Column, Session
+
+# Rows looked up at once: enough to make a look-up cheap per row, within this much memory.
+_MOST_ROWS, _MOST_BYTES = 4096, 2**28
+
+
+class KeptRecipe:
+    """A recipe whose rows are looked up in a store before they are computed.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    session : Session
+        With the recipe chosen.
+    slots : sequence of Slot
+        What is asked for: those of the recipe's plan, or more to keep.
+    batch_size, n_jobs, on_error
+        As in PretrainedFeatureExtractor.
+    tick : callable (int) -> object
+        Told how many items of X became known, as they do.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        session: Session,
+        slots: Sequence[Slot],
+        *,
+        batch_size: int,
+        n_jobs: int | None,
+        on_error: str,
+        tick: Callable[[int], object],
+    ) -> None:
+        self.recipe, self.session, self.slots, self.tick = recipe, session, tuple(slots), tick
+        self.batch_size, self.n_jobs, self.on_error = batch_size, n_jobs, on_error
+        self._columns = [slot.column for slot in slots]
+        self._kept: tuple[Slot, ...] | None = None
+
+    def iter_blocks(self, items: Items, most_rows: int = _MOST_ROWS) -> Generator[Block]:
+        """Yield the features of the items in order, in blocks of at most ``most_rows``."""
+        for start, lookup in self._lookups(items, most_rows):
+            rows = np.full((len(lookup.places), *self.recipe.plan.shape), np.nan, dtype=np.float32)
+            known = [row for row in range(len(rows)) if row not in lookup.errors]
+            if known:
+                places = lookup.places[known]
+                parts = [torch.from_numpy(rows[places]) for rows in lookup.parts]
+                rows[known] = self.recipe.plan.join(parts)
+            yield Block(start, start + len(rows), rows, [lookup.errors[row] for row in sorted(lookup.errors)])
+
+    def warm(self, items: Items) -> list[ImageError]:
+        """Make sure that the rows are known, without returning them; the errors of unreadable images."""
+        lookups = self._lookups(items, _MOST_ROWS)
+        return [error for _, lookup in lookups for _, error in sorted(lookup.errors.items())]
+
+    def _lookups(self, items: Items, most_rows: int) -> Iterator[tuple[int, _Lookup]]:
+        row_bytes = 4 * sum(column.width for column in self._columns)
+        step = min(most_rows, max(self.batch_size, _MOST_BYTES // row_bytes))
+        for start in range(0, len(items), step):
+            part = items[start : start + step]
+            lookup = _Lookup.of(part, self.session.digests(part, n_threads(self.n_jobs)), self._columns)
+            if lookup.errors and self.on_error == "raise":
+                raise lookup.errors[min(lookup.errors)]
+            with self.session:  # claims are held for no longer than this, never while the caller has its turn
+                self._fill(lookup)
+            yield start, lookup
+
+    def _fill(self, lookup: _Lookup) -> None:
+        missing = self._still_missing(lookup, list(range(len(lookup.digests))))
+        self.tick(len(lookup.places) - len(missing))
+        while missing:
+            done = self._compute(lookup, missing)
+            # What others were computing may have arrived; what they gave up is ours to take in the next round.
+            others = [place for place in missing if place not in done]
+            missing = self._still_missing(lookup, others)
+            self.tick(len(others) - len(missing))
+            if missing and not done:
+                self.session.wait()
+
+    def _still_missing(self, lookup: _Lookup, places: list[int]) -> list[int]:
+        """Copy what the store knows into the look-up; the places that it does not know."""
+        if not places:
+            return []
+        out = [np.empty((len(places), column.width), dtype=np.float32) for column in self._columns]
+        found = self.session.fill([lookup.digests[place] for place in places], self._columns, out).all(axis=1)
+        for part, rows in zip(lookup.parts, out, strict=True):
+            part[np.asarray(places)[found]] = rows[found]
+        return np.asarray(places)[~found].tolist()
+
+    def _compute(self, lookup: _Lookup, missing: list[int]) -> set[int]:
+        """Compute the missing images that nobody else is computing; the places that are done, unreadable ones too."""
+        done: set[int] = set()
+
+        def is_there(digests: list[bytes]) -> list[bool]:
+            places = [lookup.place_of[digest] for digest in digests]
+            missing = set(self._still_missing(lookup, places))
+            return [place not in missing for place in places]
+
+        def batches() -> Iterator[list[int]]:
+            waiting = deque(missing)
+            while waiting:
+                window = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
+                taken = self.session.take([lookup.digests[place] for place in window], is_there)
+                if taken:
+                    yield [lookup.rows[lookup.place_of[digest]] for digest in taken]
+
+        def choose(network: Network, rows: list[int]) -> Sequence[Slot]:
+            return self._to_compute(network, lookup.digests_of(rows))
+
+        computing = self.recipe.compute(lookup.items, batches(), choose, n_jobs=self.n_jobs, on_error=self.on_error)
+        with closing(computing):
+            for computed in computing:
+                self._keep(lookup, computed)
+                done.update(lookup.places[[*computed.rows, *computed.errors]].tolist())
+                self.tick(len(computed.rows) + len(computed.errors))
+        return done
+
+    def _to_compute(self, network: Network, digests: list[bytes]) -> Sequence[Slot]:
+        """What to read in a batch: what is asked for, and what one pass should keep unless all of it is there."""
+        if self._kept is None:
+            self._kept = kept_slots(self.session.keep, self.recipe.architecture, network)
+        kept = {slot.column: slot for slot in self._kept}
+        asked = {slot.column: slot for slot in self.slots}
+        if kept.keys() & asked.keys() or not self.session.has(digests, list(kept)):
+            return list((asked | {column: slot for column, slot in kept.items() if column not in asked}).values())
+        return self.slots
+
+    def _keep(self, lookup: _Lookup, computed: Computed) -> None:
+        """Into the look-up and the store: what one pass keeps in one record, what was asked for beside it singly."""
+        if computed.rows:
+            rows = {slot.column: part.numpy() for slot, part in computed.parts.items()}
+            places = lookup.places[computed.rows]
+            for part, column in zip(lookup.parts, self._columns, strict=True):
+                part[places] = rows[column]
+            together = tuple(slot.column for slot in self._kept or ())
+            together = together if rows.keys() >= set(together) else ()
+            singly = [(column,) for column in self._columns if column not in together]
+            self.session.put(lookup.digests_of(computed.rows), rows, [*([together] if together else []), *singly])
+        if computed.errors:
+            self.session.release(lookup.digests_of(list(computed.errors)))
+            for row, error in computed.errors.items():
+                lookup.fail(row, error)
+
+
+@dataclass
+class _Lookup:
+    """The state of looking some rows of X up: one place per different image.
+
+    Attributes
+    ----------
+    items : Items
+        The rows.
+    place_of : dict of bytes to int
+        Place of every different image, by digest.
+    rows : list of int
+        For each place, the first row that the image stands in.
+    places : ndarray of shape (n_rows,)
+        For each row, the place of its image; -1 where it has no digest.
+    parts : list of ndarray of shape (n_places, width)
+        One per column.
+    errors : dict of int to ImageError
+        By row.
+    """
+
+    items: Items
+    place_of: dict[bytes, int]
+    rows: list[int]
+    places: np.ndarray
+    parts: list[np.ndarray]
+    errors: dict[int, ImageError]
+
+    def __post_init__(self) -> None:
+        self.digests = list(self.place_of)
+
+    @classmethod
+    def of(cls, items: Items, digests: Sequence[bytes | ImageError], columns: Sequence[Column]) -> _Lookup:
+        place_of: dict[bytes, int] = {}
+        rows: list[int] = []
+        places = np.full(len(digests), -1)
+        for row, digest in enumerate(digests):
+            if isinstance(digest, bytes):
+                places[row] = place_of.setdefault(digest, len(rows))
+                if places[row] == len(rows):
+                    rows.append(row)
+        parts = [np.empty((len(rows), column.width), dtype=np.float32) for column in columns]
+        errors = {row: digest for row, digest in enumerate(digests) if isinstance(digest, ImageError)}
+        return cls(items, place_of, rows, places, parts, errors)
+
+    def digests_of(self, rows: Sequence[int]) -> list[bytes]:
+        return [self.digests[self.places[row]] for row in rows]
+
+    def fail(self, row: int, error: ImageError) -> None:
+        """Record that an image cannot be read, for all rows that it stands in."""
+        for twin in np.flatnonzero(self.places == self.places[row]).tolist():
+            self.errors[twin] = error if twin == row else self._error_at(twin, error)
+
+    def _error_at(self, row: int, otherwise: ImageError) -> ImageError:
+        try:
+            self.items.load(row)
+        except ImageError as error:
+            return error
+        return otherwise
+
+
+def kept_slots(keep: str, architecture: Architecture, network: Network) -> tuple[Slot, ...]:
+    """What one pass keeps beside what was asked for: each column once, and nothing that has no weights."""
+    if keep == "asked":
+        return ()
+    names = sorted({*architecture.stages, *(architecture.blocks if keep == "blocks" else ())}, key=_depth(architecture))
+    return slots_of([*map(architecture.layer, names), architecture.penultimate], architecture, network)
+
+
+def slots_of(layers: Sequence[Layer], architecture: Architecture, network: Network | None = None) -> tuple[Slot, ...]:
+    """Layers in every pooling over the whole image, as far as it makes sense for them."""
+    found: dict[str, Slot] = {}
+    for layer in layers:
+        if network is not None and unset_before(layer, architecture, network):
+            continue
+        for pooling in GRID_POOLINGS:
+            slot = Slot(layer, pooling, 1)
+            if _is_possible(slot):
+                found.setdefault(slot.column.name, slot)
+    return tuple(found.values())
+
+
+def _depth(architecture: Architecture) -> Callable[[str], int]:
+    return lambda name: architecture.layer(name).position
+
+
+def _is_possible(slot: Slot) -> bool:
+    try:
+        check_pooling(*slot)
+    except LayerError:
+        return False
+    return True

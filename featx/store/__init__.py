@@ -1,0 +1,9 @@
+"""Rows computed once and kept: keys, the LMDB store, who computes what."""
+
+from __future__ import annotations
+
+from featx.store.session import Session
+from featx.store.shelf import Column
+from featx.store.store import FeatureStore, resolve_store
+
+__all__ = ["Column", "FeatureStore", "Session", "resolve_store"]

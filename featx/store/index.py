@@ -1,0 +1,266 @@
+"""What a store knows beside its rows: digests of known files, and who is computing what."""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import xxhash
+
+from featx.exceptions import ImageError, StoreError
+from featx.images.items import PathItem
+from featx.images.sources import Items
+from featx.store.environment import Database
+from featx.store.owners import LEASE_S, Owner
+
+#: A file that changed less than this many seconds ago may change again without its times telling.
+TRUST_AFTER_S = 2.0
+
+_IDENTITY = struct.Struct("<QQQqq")  # device, inode, size, mtime_ns, ctime_ns
+
+
+@dataclass(frozen=True)
+class Index:
+    """Shortcuts from files to digests, and leases.
+
+    Parameters
+    ----------
+    database : Database
+    seed : int
+        Of the digests.
+    """
+
+    database: Database
+    seed: int
+
+    @classmethod
+    def at(cls, folder: Path, seed: int) -> Index:
+        """The index in a folder. All in it can be made anew, so no commit waits for the disk."""
+        return cls(Database(folder, ("shortcuts", "leases", "owners"), durable=False), seed)
+
+    def digests(self, items: Items, n_threads: int) -> list[bytes | ImageError]:
+        """Digest of every item; files that are known and unchanged are not read."""
+        files = [_File.of(item) if isinstance(item, PathItem) else None for item in items]
+        known = self._known(files)
+        out: list[bytes | ImageError | None] = list(known)
+        unknown = [row for row, digest in enumerate(out) if digest is None]
+        if len(unknown) > 1 and n_threads > 1:
+            with ThreadPoolExecutor(n_threads, thread_name_prefix="featx-digest") as pool:
+                found = list(pool.map(lambda row: self._digest(items, row), unknown, chunksize=16))
+        else:
+            found = [self._digest(items, row) for row in unknown]
+        for row, digest in zip(unknown, found, strict=True):
+            out[row] = digest
+        self._remember([(files[row], out[row]) for row in unknown])
+        return out  # type: ignore[return-value]
+
+    def digest_of_file(self, path: str) -> bytes:
+        """Digest of any file's bytes, through the same shortcuts."""
+        item = PathItem(path, max_pixels=0)
+        file = _File.of(item)
+        (known,) = self._known([file])
+        if known is None:
+            known = item.digest(self.seed)
+            self._remember([(file, known)])
+        return known
+
+    def sweep(self) -> None:
+        """Delete the leases of owners that are gone."""
+
+        def delete(txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
+            owners = {bytes(token): _is_gone(record) for token, record in txn.cursor(tables["owners"])}
+            for key, token in [(bytes(key), bytes(token)) for key, token in txn.cursor(tables["leases"])]:
+                if owners.get(token, True):
+                    txn.delete(key, db=tables["leases"])
+            for token in (token for token, gone in owners.items() if gone):
+                txn.delete(token, db=tables["owners"])
+
+        self.database.write(delete)
+
+    def forget_files(self) -> None:
+        """Drop all shortcuts."""
+        self.database.write(lambda txn, tables: txn.drop(tables["shortcuts"], delete=False))
+
+    def _digest(self, items: Items, row: int) -> bytes | ImageError:
+        try:
+            return items.digest(row, self.seed)
+        except ImageError as error:
+            return error
+
+    def _known(self, files: Sequence[_File | None]) -> list[bytes | None]:
+        if not any(files):
+            return [None] * len(files)
+
+        def look(txn: lmdb.Transaction, tables: dict[str, Any]) -> list[bytes | None]:
+            get, table = txn.get, tables["shortcuts"]
+            return [None if file is None else file.digest_in(get(file.key, db=table)) for file in files]
+
+        return self.database.read(look)
+
+    def _remember(self, found: Sequence[tuple[_File | None, bytes | ImageError | None]]) -> None:
+        settled = [
+            (file.key, file.entry(digest))
+            for file, digest in found
+            if file is not None and isinstance(digest, bytes) and file.is_settled()
+        ]
+
+        def write(txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
+            for key, entry in settled:
+                txn.put(key, entry, db=tables["shortcuts"])
+
+        if settled:
+            self.database.write(write)
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file as it was when it was looked at, before it was read."""
+
+    path: str
+    key: bytes
+    identity: bytes
+    changed_ns: int
+    seen_ns: int
+
+    @classmethod
+    def of(cls, item: PathItem) -> _File | None:
+        path = item.source
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            return None  # the item's own error says it better
+        full = path if path.startswith("/") else os.path.join(os.getcwd(), path)
+        key = xxhash.xxh3_128_digest(os.fsencode(full))
+        return cls(path, key, _identity(status), max(status.st_mtime_ns, status.st_ctime_ns), time.time_ns())
+
+    def digest_in(self, entry: Any) -> bytes | None:
+        """The digest in a shortcut, None where it belongs to another state of the file."""
+        if entry is None or len(entry) != 60 or entry[:40] != self.identity:
+            return None
+        digest = bytes(entry[40:56])
+        return digest if bytes(entry[56:]) == self._check(digest) else None
+
+    def entry(self, digest: bytes) -> bytes:
+        return self.identity + digest + self._check(digest)
+
+    def is_settled(self) -> bool:
+        """Whether its last change was long ago when it was looked at, and it has not changed while it was read."""
+        if self.seen_ns - self.changed_ns < TRUST_AFTER_S * 1e9:
+            return False
+        try:
+            return _identity(os.stat(self.path)) == self.identity
+        except OSError:
+            return False
+
+    def _check(self, digest: bytes) -> bytes:
+        return xxhash.xxh32_digest(self.key + self.identity + digest)
+
+
+def _identity(status: os.stat_result) -> bytes:
+    return _IDENTITY.pack(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _is_gone(record: Any) -> bool:
+    """Whether an owner's record is that of nobody, or of one who can no longer finish."""
+    try:
+        return record is None or Owner.parse(bytes(record)).is_gone()
+    except (ValueError, TypeError):  # damaged
+        return True
+
+
+class Claims:
+    """What one call has taken on: images that it computes while others wait for them.
+
+    A context manager: on leaving, whatever is still claimed is free for others, also after an error.
+
+    Parameters
+    ----------
+    index : Index
+    recipe : bytes
+        Digest of the recipe, of length 16.
+    """
+
+    def __init__(self, index: Index, recipe: bytes) -> None:
+        self._database, self._recipe = index.database, recipe
+        self._token = uuid.uuid4().bytes
+        self._held: set[bytes] = set()
+        self._ended = threading.Event()
+        self._heart: threading.Thread | None = None
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._heart is not None:
+            self._heart.join()
+            self._write_if_possible(self._leave)
+
+    def take(self, digests: Sequence[bytes], is_there: Callable[[list[bytes]], Sequence[bool]]) -> list[bytes]:
+        """Claim those images that nobody works on and that, asked under the lock, are not there yet."""
+
+        def claim(txn: lmdb.Transaction, tables: dict[str, Any]) -> list[bytes]:
+            free = self._free(txn, tables, digests)
+            missing = [digest for digest, there in zip(free, is_there(free), strict=True) if not there]
+            for digest in missing:
+                txn.put(self._recipe + digest, self._token, db=tables["leases"])
+            if missing:
+                txn.put(self._token, Owner.here().record(), db=tables["owners"])
+            return missing
+
+        taken = self._database.write(claim)
+        self._held.update(taken)
+        if taken and self._heart is None:
+            self._heart = threading.Thread(target=self._beat, name="featx-lease", daemon=True)
+            self._heart.start()
+        return taken
+
+    def release(self, digests: Sequence[bytes]) -> None:
+        """Give up the claim, after the rows were written or because they cannot be."""
+
+        def delete(txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
+            for digest in digests:
+                if txn.get(self._recipe + digest, db=tables["leases"]) == self._token:
+                    txn.delete(self._recipe + digest, db=tables["leases"])
+
+        self._database.write(delete)
+        self._held.difference_update(digests)
+
+    def _free(self, txn: lmdb.Transaction, tables: dict[str, Any], digests: Sequence[bytes]) -> list[bytes]:
+        gone: dict[bytes, bool] = {}
+        free: list[bytes] = []
+        for digest in digests:
+            holder = txn.get(self._recipe + digest, db=tables["leases"])
+            token = b"" if holder is None else bytes(holder)
+            if token and token not in gone:
+                gone[token] = _is_gone(txn.get(token, db=tables["owners"]))
+            if not token or gone[token]:
+                free.append(digest)
+        return free
+
+    def _beat(self) -> None:
+        while not self._ended.wait(LEASE_S / 4):
+            self._write_if_possible(
+                lambda txn, tables: txn.put(self._token, Owner.here().record(), db=tables["owners"])
+            )
+
+    def _leave(self, txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
+        for digest in self._held:
+            if txn.get(self._recipe + digest, db=tables["leases"]) == self._token:
+                txn.delete(self._recipe + digest, db=tables["leases"])
+        txn.delete(self._token, db=tables["owners"])
+
+    def _write_if_possible(self, operation: Callable[[lmdb.Transaction, dict[str, Any]], Any]) -> None:
+        try:
+            self._database.write(operation)
+        except StoreError:
+            self._ended.set()  # a lease that cannot be renewed runs out by itself

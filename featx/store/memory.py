@@ -1,0 +1,99 @@
+"""Rows that this process looked up last, so that a grid search does not go to the disk for them again and again."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+#: Most bytes of rows held in memory by one process.
+MOST_BYTES = 256 * 2**20
+
+
+class _Table:
+    """Rows of one width under their digests, in one growing matrix."""
+
+    def __init__(self, width: int) -> None:
+        self.places: dict[bytes, int] = {}
+        self.matrix = np.empty((64, width), dtype=np.float32)
+
+    def find(self, digests: Sequence[bytes]) -> np.ndarray:
+        """Place of each row, -1 where it is not there."""
+        find = self.places.get
+        return np.fromiter((find(digest, -1) for digest in digests), dtype=np.intp, count=len(digests))
+
+    def add(self, digests: Sequence[bytes], rows: np.ndarray) -> None:
+        new = [position for position, digest in enumerate(digests) if digest not in self.places]
+        start, stop = len(self.places), len(self.places) + len(new)
+        if stop > len(self.matrix):
+            bigger = np.empty((max(stop, 2 * len(self.matrix)), self.matrix.shape[1]), dtype=np.float32)
+            bigger[:start] = self.matrix[:start]
+            self.matrix = bigger
+        self.matrix[start:stop] = rows[new]
+        self.places.update((digests[position], start + i) for i, position in enumerate(new))
+
+
+class Memory:
+    """Rows by place in a store and digest, least recently used places dropped first.
+
+    Parameters
+    ----------
+    most_bytes : int
+        Bound on the rows; their digests come on top of it.
+    """
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._tables: OrderedDict[Hashable, _Table] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def fill(self, key: Hashable, digests: Sequence[bytes], out: np.ndarray) -> np.ndarray:
+        """Write the rows that are known into ``out`` (n, width) and return a mask (n,) of them."""
+        with self._lock:
+            table = self._tables.get(key)
+            if table is None:
+                return np.zeros(len(digests), dtype=bool)
+            self._tables.move_to_end(key)
+            places = table.find(digests)
+            known = places >= 0
+            if known.all():
+                np.take(table.matrix, places, axis=0, out=out)
+            else:
+                out[known] = table.matrix[places[known]]
+            return known
+
+    def add(self, key: Hashable, digests: Sequence[bytes], rows: np.ndarray) -> None:
+        """Keep rows (n, width), as far as there is room."""
+        if not len(digests) or rows.nbytes > self._most_bytes // 2:
+            return
+        with self._lock:
+            table = self._tables.setdefault(key, _Table(rows.shape[1]))
+            self._tables.move_to_end(key)
+            # The matrix may double.
+            while self._bytes() + 2 * rows.nbytes + table.matrix.nbytes > self._most_bytes and len(self._tables) > 1:
+                self._tables.popitem(last=False)
+            if self._bytes() + 2 * rows.nbytes + table.matrix.nbytes <= self._most_bytes:
+                table.add(digests, rows)
+
+    def clear(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._tables.clear()
+
+    def _bytes(self) -> int:
+        return sum(table.matrix.nbytes for table in self._tables.values())
+
+
+MEMORY = Memory()
+
+
+def _renew() -> None:
+    """In a forked child nobody is left to release a lock that another thread of the parent held."""
+    MEMORY._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)

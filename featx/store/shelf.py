@@ -1,0 +1,271 @@
+"""The rows of one recipe on disk: what they look like in bytes, and how they are found and replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lmdb
+import numpy as np
+import xxhash
+
+from featx.exceptions import StoreError
+from featx.store.environment import Database
+
+_TABLES = ("rows", "used", "meta")
+_CHECK_BYTES = 8
+# How often the time of a row's last use is brought up to date, in seconds.
+_USED_EVERY_S = 86400
+
+
+class Column(NamedTuple):
+    """Name of what one pass reads at one place of a network, and its number of float32 values."""
+
+    name: str
+    width: int
+
+
+Group = tuple[Column, ...]  # columns that are kept together, in one record per image
+
+
+class _Place(NamedTuple):
+    """Where in a record a column lies."""
+
+    prefix: bytes
+    position: int
+    offset: int
+    record_bytes: int
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Records of one recipe.
+
+    A record is found under its group's prefix (8 bytes) and the image's digest (16 bytes). It holds one checksum per
+    column (xxh3-64, seeded with digest and position), then the columns' values (little-endian float32). What each
+    prefix stands for is written down beside the records.
+
+    Parameters
+    ----------
+    database : Database
+    recipe : bytes
+        Digest of the recipe, of length 16.
+    """
+
+    database: Database
+    recipe: bytes
+
+    @classmethod
+    def at(cls, folder: Path) -> Shelf:
+        """The shelf in a folder that is named after the recipe's digest."""
+        return cls(Database(folder, _TABLES, durable=True), bytes.fromhex(folder.name))
+
+    def fill(self, digests: Sequence[bytes], columns: Sequence[Column], out: Sequence[np.ndarray]) -> np.ndarray:
+        """Copy rows into ``out``, one array (n, width) per column; a mask (n, n_columns) of what was found."""
+        found = np.zeros((len(digests), len(columns)), dtype=bool)
+        stale: list[bytes] = []
+
+        def look(txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
+            cursor = txn.cursor(tables["rows"])
+            places = _places(txn, tables["meta"])
+            for i, column in enumerate(columns):
+                for place in places.get(column, ()):
+                    wanted = [row for row in range(len(digests)) if not found[row, i]]
+                    records = _records(cursor, place.prefix, [digests[row] for row in wanted])
+                    for row in wanted:
+                        record = records.get(digests[row])
+                        if record is not None and _copy(record, place, digests[row], column.width, out[i][row]):
+                            found[row, i] = True
+            stale.extend(
+                _stale(txn, tables["used"], [digests[row] for row in np.flatnonzero(found.any(axis=1)).tolist()])
+            )
+
+        self.database.read(look)
+        with suppress(OSError):
+            os.utime(self.database.folder)  # for `prune`: the recipe was used
+        if stale:
+            with suppress(StoreError):  # of a store that can only be read
+                self.database.write(lambda txn, tables: _stamp(txn, tables["used"], stale))
+        return found
+
+    def has(self, digests: Sequence[bytes], columns: Sequence[Column]) -> list[bool]:
+        """Whether all columns are there for an image; their checksums are not looked at."""
+
+        def look(txn: lmdb.Transaction, tables: dict[str, Any]) -> list[bool]:
+            cursor = txn.cursor(tables["rows"])
+            places = _places(txn, tables["meta"])
+            there = np.ones(len(digests), dtype=bool)
+            for column in columns:
+                any_place = np.zeros(len(digests), dtype=bool)
+                for place in places.get(column, ()):
+                    records = _records(cursor, place.prefix, digests)
+                    any_place |= [digest in records for digest in digests]
+                there &= any_place
+            return there.tolist()
+
+        return self.database.read(look)
+
+    def put(
+        self, digests: Sequence[bytes], parts: dict[Column, np.ndarray], groups: Sequence[Group], computed: int
+    ) -> None:
+        """Keep rows, and count the images that went through a network for them."""
+        records = [
+            (_prefix(group) + digest, record)
+            for group in groups
+            for digest, record in zip(digests, _encode(digests, group, parts), strict=True)
+        ]
+
+        def write(txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
+            for group in groups:
+                txn.put(b"group " + _prefix(group), json.dumps(group).encode(), db=tables["meta"])
+            for key, record in records:
+                txn.put(key, record, db=tables["rows"])
+            _stamp(txn, tables["used"], digests)
+            txn.put(b"computed", str(_computed(txn, tables) + computed).encode(), db=tables["meta"])
+
+        self.database.write(write)
+
+    def drop(self, digests: Sequence[bytes]) -> None:
+        """Delete all records of some images."""
+
+        def delete(txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
+            prefixes = [prefix for prefix, _ in _groups(txn, tables["meta"])]
+            for digest in digests:
+                txn.delete(digest, db=tables["used"])
+                for prefix in prefixes:
+                    txn.delete(prefix + digest, db=tables["rows"])
+
+        self.database.write(delete)
+
+    def describe(self, description: str) -> None:
+        """Write down, for people, what the recipe is."""
+        if self.description() != description:
+            self.database.write(lambda txn, tables: txn.put(b"description", description.encode(), db=tables["meta"]))
+
+    def description(self) -> str:
+        """What `describe` wrote."""
+        return self.database.read(lambda txn, tables: bytes(txn.get(b"description", b"", db=tables["meta"])).decode())
+
+    def computed(self) -> int:
+        """Images that went through a network for this recipe."""
+        return self.database.read(_computed)
+
+    def digests(self) -> list[bytes]:
+        """The images that there are records of, least recently used first."""
+
+        def look(txn: lmdb.Transaction, tables: dict[str, Any]) -> list[bytes]:
+            used = [(bytes(stamp), bytes(digest)) for digest, stamp in txn.cursor(tables["used"])]
+            return [digest for _, digest in sorted(used)]
+
+        return self.database.read(look)
+
+    def n_images(self) -> int:
+        """Number of images that there are records of."""
+        return self.database.read(lambda txn, tables: int(txn.stat(tables["used"])["entries"]))
+
+    def check(self) -> tuple[int, list[bytes]]:
+        """Number of records, and the images with a record that is not as it was written."""
+
+        def look(txn: lmdb.Transaction, tables: dict[str, Any]) -> tuple[int, list[bytes]]:
+            groups = dict(_groups(txn, tables["meta"]))
+            total, wrong = 0, []
+            for key, record in txn.cursor(tables["rows"]):
+                prefix, digest = bytes(key[:8]), bytes(key[8:])
+                total += 1
+                if prefix not in groups or not _is_right(record, prefix, digest, groups[prefix]):
+                    wrong.append(digest)
+            return total, wrong
+
+        return self.database.read(look)
+
+
+def _prefix(group: Group) -> bytes:
+    return xxhash.xxh3_64_digest(json.dumps(group).encode())
+
+
+def _groups(txn: lmdb.Transaction, meta: Any) -> Iterator[tuple[bytes, Group]]:
+    cursor = txn.cursor(meta)
+    if cursor.set_range(b"group "):
+        for key, value in cursor:
+            if bytes(key[:6]) != b"group ":
+                return
+            if xxhash.xxh3_64_digest(value) != key[6:]:
+                continue  # damaged: its records count as missing
+            yield bytes(key[6:]), tuple(Column(name, width) for name, width in json.loads(bytes(value)))
+
+
+def _places(txn: lmdb.Transaction, meta: Any) -> dict[Column, list[_Place]]:
+    places: dict[Column, list[_Place]] = {}
+    for prefix, group in _groups(txn, meta):
+        for column, place in zip(group, _places_in(prefix, group), strict=True):
+            places.setdefault(column, []).append(place)
+    return places
+
+
+def _places_in(prefix: bytes, group: Group) -> list[_Place]:
+    start = _CHECK_BYTES * len(group)
+    ends = np.cumsum([column.width * 4 for column in group]).tolist()
+    return [
+        _Place(prefix, position, start + end - 4 * column.width, start + ends[-1])
+        for position, (column, end) in enumerate(zip(group, ends, strict=True))
+    ]
+
+
+def _records(cursor: lmdb.Cursor, prefix: bytes, digests: Sequence[bytes]) -> dict[bytes, Any]:
+    return {bytes(key[8:]): record for key, record in cursor.getmulti([prefix + digest for digest in digests])}
+
+
+def _copy(record: Any, place: _Place, digest: bytes, width: int, out: np.ndarray) -> bool:
+    """Copy one column out of a record, if it is as it was written."""
+    if len(record) != place.record_bytes:
+        return False
+    values = record[place.offset : place.offset + 4 * width]
+    at = _CHECK_BYTES * place.position
+    if _checksum(values, digest, place.position) != record[at : at + _CHECK_BYTES]:
+        return False
+    out[:] = np.frombuffer(values, dtype="<f4")
+    return True
+
+
+def _checksum(values: Any, digest: bytes, position: int) -> bytes:
+    return xxhash.xxh3_64_digest(values, seed=int.from_bytes(digest[:8], "little") ^ position)
+
+
+def _is_right(record: Any, prefix: bytes, digest: bytes, group: Group) -> bool:
+    return all(
+        _copy(record, place, digest, column.width, np.empty(column.width, dtype=np.float32))
+        for column, place in zip(group, _places_in(prefix, group), strict=True)
+    )
+
+
+def _encode(digests: Sequence[bytes], group: Group, parts: dict[Column, np.ndarray]) -> Iterator[bytes]:
+    columns = [np.ascontiguousarray(parts[column], dtype="<f4") for column in group]
+    for row, digest in enumerate(digests):
+        values = [column[row].tobytes() for column in columns]
+        checks = [_checksum(value, digest, position) for position, value in enumerate(values)]
+        yield b"".join([*checks, *values])
+
+
+def _computed(txn: lmdb.Transaction, tables: dict[str, Any]) -> int:
+    with suppress(ValueError):
+        return int(bytes(txn.get(b"computed", b"0", db=tables["meta"])))
+    return 0
+
+
+def _stamp(txn: lmdb.Transaction, used: Any, digests: Sequence[bytes]) -> None:
+    now = int(time.time() * 1000).to_bytes(8, "big")
+    for digest in digests:
+        txn.put(digest, now, db=used)
+
+
+def _stale(txn: lmdb.Transaction, used: Any, digests: Sequence[bytes]) -> list[bytes]:
+    """Images whose last use was written down long ago."""
+    limit = int((time.time() - _USED_EVERY_S) * 1000).to_bytes(8, "big")
+    stamps = {bytes(digest): stamp for digest, stamp in txn.cursor(used).getmulti(digests)}
+    return [digest for digest in digests if digest in stamps and bytes(stamps[digest]) < limit]
