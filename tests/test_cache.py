@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from featx import FeatureStore, PretrainedFeatureExtractor
-from featx.exceptions import ImageError, StoreWarning
+from featx.exceptions import ImageError, StoreWarning, WeightsError
 from featx.store import index, session
 from featx.store.memory import MEMORY
 
@@ -347,6 +348,31 @@ def test_modules_are_known_by_their_content(cached: PretrainedFeatureExtractor) 
     assert _is_new(cached, IMAGES)
 
 
+def test_modules_are_known_in_other_processes(tmp_path: Path) -> None:
+    code = """
+        import sys, numpy as np, torch
+        from torch import nn
+        from featx import FeatureStore, PretrainedFeatureExtractor
+
+        SCALES = {"a": (1.0, 2.0)}
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.names = nn.Conv2d(3, 4, 3), {"x", "y", "z"}
+
+            def forward(self, x):
+                return self.conv(x).mul(SCALES["a"][1]).relu()
+
+        torch.manual_seed(0)
+        extractor = PretrainedFeatureExtractor(Net(), layers="conv", cache=sys.argv[1])
+        extractor.transform(np.zeros((2, 40, 40, 3), np.uint8))
+        print(FeatureStore(sys.argv[1]).info()["computed"])
+    """
+    assert [run_python(code, str(tmp_path)) for _ in range(2)] == ["1\n", "1\n"]
+    assert run_python(code.replace("(1.0, 2.0)", "(1.0, 3.0)"), str(tmp_path)) == "2\n"
+
+
 def test_module_with_hooks_keeps_nothing_and_says_so(cached: PretrainedFeatureExtractor) -> None:
     module = InPlace()
     module.conv.register_forward_hook(lambda module, args, output: output + 1)
@@ -375,6 +401,59 @@ def test_callable_with_a_key_is_kept_until_the_key_changes(cached: PretrainedFea
     for key, times in [("first", 1), ("first", 1), ("second", 2)]:
         cached.set_params(preprocess=Preprocess(key)).transform(IMAGES)
         assert computed(cached) == times * len(IMAGES)
+
+
+def test_key_that_is_no_text_is_no_key(cached: PretrainedFeatureExtractor) -> None:
+    preprocess = Preprocess(None)
+    preprocess.cache_key = preprocess.__call__
+    with pytest.warns(StoreWarning, match="cache_key"):
+        cached.set_params(preprocess=preprocess).transform(IMAGES)
+
+
+def test_module_trained_between_blocks_leaves_no_wrong_row(cached: PretrainedFeatureExtractor) -> None:
+    torch.manual_seed(0)
+    module = InPlace()
+    original = copy.deepcopy(module)
+    cached.set_params(backbone=module, layers="relu#2", batch_size=1)
+    for _ in cached.iter_transform(np.concatenate([IMAGES, 255 - IMAGES])):
+        with torch.no_grad():
+            module.conv.weight += 0.1
+    assert not _is_new(cached.set_params(backbone=original), IMAGES)
+
+
+def test_file_edited_between_digest_and_decoding_is_not_kept(
+    cached: PretrainedFeatureExtractor, photo: Path, monkeypatch
+) -> None:
+    from featx.store.session import Session
+
+    content = photo.read_bytes()
+    honest = Session.digests
+
+    def edit_after(self: Session, *args: object) -> list:
+        found = honest(self, *args)
+        Image.fromarray(255 - IMAGES[0]).save(photo)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "digests", edit_after)
+        edited = cached.transform([photo])
+    MEMORY.clear()
+    assert relative_difference(edited, clone(PLAIN).transform([photo])) < 1e-5
+    photo.write_bytes(content)
+    assert _is_new(cached, [photo])
+
+
+def test_weights_file_replaced_in_mid_call_is_an_error(
+    cached: PretrainedFeatureExtractor, tmp_path: Path, monkeypatch
+) -> None:
+    path, state = tmp_path / "weights.safetensors", _micro_state()
+    save_file(state, path)
+    state["features.0.conv.weight"][0] += 1
+    # Between the key and the network.
+    monkeypatch.setattr("featx.activations.engine.check_weights_reach", lambda *args: save_file(state, path))
+    with pytest.raises(WeightsError, match="changed"):
+        cached.set_params(weights=str(path)).transform(IMAGES)
+    assert computed(cached) == 0
 
 
 # Bad images
@@ -569,13 +648,14 @@ def test_read_only_store_is_read_and_not_written(cached: PretrainedFeatureExtrac
 
 
 def test_old_layouts_are_left_alone_and_cleared(cached: PretrainedFeatureExtractor) -> None:
-    old = Path(cached.cache) / "v0" / "rows.bin"
-    old.parent.mkdir(parents=True)
-    old.write_bytes(b"of an older version")
+    folder = Path(cached.cache)
+    for name in ("v0/seed", "v0/rows.bin", "v2 photos/seed", "v3/mine.txt", "v4", "trash-mine/x"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("of somebody")
     cached.transform(IMAGES)
-    assert old.exists()
+    assert (folder / "v0" / "rows.bin").exists()
     FeatureStore(cached.cache).clear()
-    assert not list(Path(cached.cache).iterdir())
+    assert sorted(path.name for path in folder.iterdir()) == ["trash-mine", "v2 photos", "v3", "v4"]
     cached.transform(IMAGES)
     assert computed(cached) == len(IMAGES)
 
@@ -655,6 +735,27 @@ _WORKER = """
 """
 
 
+def test_clearing_beside_a_running_call_ends(cached: PretrainedFeatureExtractor) -> None:
+    images = RNG.integers(0, 256, size=(150, 8, 8, 3), dtype=np.uint8)
+    expected, found = clone(PLAIN).set_params(image_size=16).transform(images), []
+    cached.set_params(image_size=16, batch_size=2)
+
+    def work() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", StoreWarning)
+            found.extend(cached.transform(images) for _ in range(3))
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    while worker.is_alive():
+        FeatureStore(cached.cache).clear()
+        FeatureStore(cached.cache).prune(0)
+        worker.join(0.05)
+    assert len(found) == 3
+    for rows in found:
+        assert relative_difference(rows, expected) < 1e-5
+
+
 def test_others_finish_when_one_is_killed(tmp_path: Path) -> None:
     start = [sys.executable, "-c", textwrap.dedent(_WORKER), str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -677,6 +778,14 @@ def test_others_finish_when_one_is_killed(tmp_path: Path) -> None:
     assert info["images"] <= 200
     assert info["computed"] <= info["images"] + 8
     assert store.verify()["wrong"] == 0
+
+
+def test_killed_writers_leave_a_sound_store(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "stress_store.py"
+    if not script.exists():
+        pytest.skip("installed without the benchmarks")
+    done = subprocess.run([sys.executable, str(script), "--rounds", "3"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_store_survives_pickle_clone_and_grid_search(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from sklearn.utils._param_validation import InvalidParameterError
 from featx import PretrainedFeatureExtractor, list_layers
 from featx.backbones import networks as shelf
 from featx.backbones.micro import FeatxMicro
-from featx.exceptions import BackboneError, FeatxError, ImageError, LayerError, WeightsError
+from featx.exceptions import BackboneError, FeatxError, ImageError, LayerError, StoreError, WeightsError
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, size=(9, 40, 50, 3), dtype=np.uint8)
@@ -61,7 +61,7 @@ def test_features_do_not_depend_on_threads(n_jobs: int) -> None:
 
 def test_features_do_not_depend_on_company() -> None:
     names = list_layers("featx_micro")
-    together = np.split(MICRO.transform(IMAGES), np.cumsum([24, 64, 144]), axis=1)
+    together = np.split(MICRO.transform(IMAGES), np.cumsum([24, 64, 192]), axis=1)
     for name, columns in zip(names, together, strict=True):
         alone = clone(MICRO).set_params(layers=name).transform(IMAGES)
         assert relative_difference(alone, columns) < 1e-5
@@ -544,10 +544,12 @@ def test_wrong_parameter_is_an_error_before_any_work(parameters: dict, error: ty
         extractor.transform(X)
 
 
-def test_every_error_of_the_package_is_also_a_value_error() -> None:
+def test_every_error_of_the_package_is_also_the_builtin_it_comes_closest_to() -> None:
     for kind in (ImageError, LayerError, BackboneError, WeightsError):
         assert issubclass(kind, FeatxError)
         assert issubclass(kind, ValueError)
+    assert issubclass(StoreError, FeatxError)
+    assert issubclass(StoreError, OSError)
 
 
 def test_weights_that_cannot_be_fetched_name_the_file_and_two_ways_out(monkeypatch, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from featx import FeatureStore, PretrainedFeatureExtractor
-from featx.exceptions import StoreError
+from featx.exceptions import StoreError, StoreWarning
 from featx.store.environment import Database, disk_bytes
 from featx.store.index import Claims, Index
 from featx.store.memory import Memory
@@ -343,6 +343,37 @@ def test_refusal_reaches_the_user_and_makes_no_folder(tmp_path: Path, monkeypatc
     with pytest.raises(StoreError, match="Set cache="):
         extractor.transform(IMAGES[:2])
     assert not (tmp_path / "remote").exists()
+
+
+def test_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1" / "label.csv").write_text("mine")
+    extractor = PretrainedFeatureExtractor("featx_micro", cache=str(tmp_path))
+    with pytest.warns(StoreWarning, match="holds something else"):
+        extractor.transform(IMAGES[:2])
+    FeatureStore(tmp_path).clear()
+    assert (tmp_path / "v1" / "label.csv").read_text() == "mine"
+
+
+def test_one_store_under_two_names_is_one(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "store", target_is_directory=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    extractor = PretrainedFeatureExtractor("featx_micro")
+    for cache in (str(tmp_path / "link"), "store", "~/store"):
+        extractor.set_params(cache=cache).transform(IMAGES[:3])
+    assert FeatureStore("store").info()["computed"] == 3
+    FeatureStore("store").clear()
+    assert FeatureStore("~/store").info()["images"] == 0
+
+
+def test_damaged_seed_is_drawn_anew(tmp_path: Path) -> None:
+    extractor = PretrainedFeatureExtractor("featx_micro", cache=str(tmp_path))
+    extractor.transform(IMAGES[:3])
+    (tmp_path / "v1" / "seed").write_text("")
+    (tmp_path / "v1" / "recipes" / ".DS_Store").write_text("of the system")
+    extractor.transform(IMAGES[:3])
+    assert FeatureStore(tmp_path).info()["images"] == 6  # under other digests: nothing is mixed up
 
 
 def test_default_folder_follows_the_environment(tmp_path: Path, monkeypatch) -> None:

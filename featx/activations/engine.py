@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from featx.activations.plan import FeaturePlan, Slot
-from featx.activations.pooling import pool
+from featx.activations.pooling import pool_together
 from featx.activations.taps import read
 from featx.backbones.layers import Architecture, Layer
 from featx.backbones.networks import Network, NetworkSpec
@@ -108,17 +109,17 @@ class Recipe:
 
         ``choose(network, rows)`` says what to read in a batch; the network is loaded at the first that has an image.
         """
-        network: Network | None = None
         decoding = iter_batches(items, batches, self.preprocessing.tile, n_jobs=n_threads(n_jobs), on_error=on_error)
         with closing(decoding):
             for batch in decoding:
                 parts: dict[Slot, torch.Tensor] = {}
                 if batch.tiles is not None:
-                    network = network or self._load()
-                    parts = self._parts(network, batch.tiles, choose(network, batch.rows))
+                    parts = self._parts(self.network, batch.tiles, choose(self.network, batch.rows))
                 yield Computed(batch.rows, parts, batch.errors)
 
-    def _load(self) -> Network:
+    @cached_property
+    def network(self) -> Network:
+        """The network, loaded when it is first asked for: what a key was made from is what computes."""
         network = self.spec.load(self.device, self.dtype)
         check_weights_reach(self.plan, self.architecture, network)
         return network
@@ -135,7 +136,9 @@ class Recipe:
         reads = list(by_layer.values())
 
         def reduce(position: int, output: torch.Tensor) -> list[torch.Tensor]:
-            return [pool(output, *slot).flatten(1) for slot in reads[position]]
+            slots = reads[position]
+            parts = pool_together(output, slots[0].layer, [(slot.pooling, slot.grid) for slot in slots])
+            return [part.flatten(1) for part in parts]
 
         with torch.inference_mode(), network.lock, _undisturbed(self.device):
             images = self.preprocessing.finish(tiles.to(self.device))

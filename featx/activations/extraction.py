@@ -15,9 +15,9 @@ from featx.activations.engine import Block, Recipe
 from featx.activations.kept import KeptRecipe, slots_of
 from featx.activations.keys import NoKey, describe_recipe, key_of
 from featx.activations.plan import Slot
-from featx.exceptions import ImageError, StoreWarning
+from featx.exceptions import ImageError, WeightsError
 from featx.images.sources import Items
-from featx.store import FeatureStore, Session
+from featx.store import FeatureStore, Session, warn_once
 
 _Tick = Callable[[int], object]
 
@@ -79,7 +79,7 @@ class Extraction:
         architecture = self.recipe.architecture
         more = slots_of(architecture.resolve(layers), architecture) if layers is not None else ()
         with self._counting() as (tick, errors):
-            kept = self._kept(tick, [*self.recipe.plan.slots, *more])
+            kept = self._kept(tick, [*self.recipe.plan.slots, *more], memory=False)  # what counts is the disk
             if kept is not None:
                 errors += kept.warm(self.items)
 
@@ -87,18 +87,23 @@ class Extraction:
     def _how(self) -> dict[str, Any]:
         return {"batch_size": self.batch_size, "n_jobs": self.n_jobs, "on_error": self.on_error}
 
-    def _kept(self, tick: _Tick, slots: Sequence[Slot]) -> KeptRecipe | None:
+    def _kept(self, tick: _Tick, slots: Sequence[Slot], memory: bool = True) -> KeptRecipe | None:
         """The recipe behind the store; None without one, or where nothing tells what the features depend on."""
         if self.store is None:
             return None
-        session = Session(self.store)
+        session = Session(self.store, memory)
         try:
             description = describe_recipe(self.recipe, self.max_pixels, session)
         except NoKey as reason:
-            warnings.warn(f"Features are not kept in {self.store}: {reason}.", StoreWarning, stacklevel=6)
+            warn_once(self.store, f"Features are not kept in {self.store}: {reason}.")
             return None
         session.open_recipe(key_of(description), description)
-        return KeptRecipe(self.recipe, session, slots, tick=tick, **self._how)
+
+        def check() -> None:
+            if describe_recipe(self.recipe, self.max_pixels, session) != description:
+                raise WeightsError(f"{self.recipe.spec.weights.name!r} changed while it was read. Call again.")
+
+        return KeptRecipe(self.recipe, session, slots, tick=tick, check=check, **self._how)
 
     @contextmanager
     def _counting(self) -> Iterator[tuple[_Tick, list[ImageError]]]:

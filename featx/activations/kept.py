@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ class KeptRecipe:
         As in PretrainedFeatureExtractor.
     tick : callable (int) -> object
         Told how many items of X became known, as they do.
+    check : callable () -> None
+        Called when the network was loaded, to raise if it is no longer the recipe's.
     """
 
     def __init__(
@@ -49,9 +52,11 @@ class KeptRecipe:
         n_jobs: int | None,
         on_error: str,
         tick: Callable[[int], object],
+        check: Callable[[], None],
     ) -> None:
         self.recipe, self.session, self.slots, self.tick = recipe, session, tuple(slots), tick
         self.batch_size, self.n_jobs, self.on_error = batch_size, n_jobs, on_error
+        self._check = check
         self._columns = [slot.column for slot in slots]
         self._kept: tuple[Slot, ...] | None = None
 
@@ -125,10 +130,12 @@ class KeptRecipe:
         def choose(network: Network, rows: list[int]) -> Sequence[Slot]:
             return self._to_compute(network, lookup.digests_of(rows))
 
-        computing = self.recipe.compute(lookup.items, batches(), choose, n_jobs=self.n_jobs, on_error=self.on_error)
+        # What is kept under a digest must come from the bytes that it was made of.
+        items = _Watched(lookup, self.session.seed)
+        computing = self.recipe.compute(items, batches(), choose, n_jobs=self.n_jobs, on_error=self.on_error)
         with closing(computing):
             for computed in computing:
-                self._keep(lookup, computed)
+                self._keep(lookup, computed, items.changed)
                 done.update(lookup.places[[*computed.rows, *computed.errors]].tolist())
                 self.tick(len(computed.rows) + len(computed.errors))
         return done
@@ -136,6 +143,7 @@ class KeptRecipe:
     def _to_compute(self, network: Network, digests: list[bytes]) -> Sequence[Slot]:
         """What to read in a batch: what is asked for, and what one pass should keep unless all of it is there."""
         if self._kept is None:
+            self._check()
             self._kept = kept_slots(self.session.keep, self.recipe.architecture, network)
         kept = {slot.column: slot for slot in self._kept}
         asked = {slot.column: slot for slot in self.slots}
@@ -143,7 +151,7 @@ class KeptRecipe:
             return list((asked | {column: slot for column, slot in kept.items() if column not in asked}).values())
         return self.slots
 
-    def _keep(self, lookup: _Lookup, computed: Computed) -> None:
+    def _keep(self, lookup: _Lookup, computed: Computed, changed: set[int]) -> None:
         """Into the look-up and the store: what one pass keeps in one record, what was asked for beside it singly."""
         if computed.rows:
             rows = {slot.column: part.numpy() for slot, part in computed.parts.items()}
@@ -153,11 +161,37 @@ class KeptRecipe:
             together = tuple(slot.column for slot in self._kept or ())
             together = together if rows.keys() >= set(together) else ()
             singly = [(column,) for column in self._columns if column not in together]
-            self.session.put(lookup.digests_of(computed.rows), rows, [*([together] if together else []), *singly])
-        if computed.errors:
-            self.session.release(lookup.digests_of(list(computed.errors)))
+            same = [i for i, row in enumerate(computed.rows) if row not in changed]
+            unchanged = rows if len(same) == len(computed.rows) else {name: part[same] for name, part in rows.items()}
+            digests = lookup.digests_of([computed.rows[i] for i in same])
+            self.session.put(digests, unchanged, [*([together] if together else []), *singly])
+        if unkept := [*computed.errors, *changed.intersection(computed.rows)]:
+            self.session.release(lookup.digests_of(unkept))
             for row, error in computed.errors.items():
                 lookup.fail(row, error)
+
+
+class _Watched(Items):
+    """The items of a look-up, which notes the rows whose files changed after their digests were made."""
+
+    def __init__(self, lookup: _Lookup, seed: int) -> None:
+        self._lookup, self._seed = lookup, seed
+        self.changed: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._lookup.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._lookup.items[index]
+
+    def load(self, row: int) -> torch.Tensor:
+        pixels, is_same = self._lookup.items.load_if(row, self._lookup.digests_of([row])[0], self._seed)
+        if not is_same:
+            self.changed.add(row)
+        return pixels
+
+    def original_row(self, row: int) -> int:
+        return self._lookup.items.original_row(row)
 
 
 @dataclass

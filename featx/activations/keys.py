@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from importlib.metadata import version
+import sys
 
+import PIL
+import torchvision
 import xxhash
+from PIL import ImageFile
 
 from featx.activations.engine import Recipe
 from featx.backbones import weights as weights_module
@@ -35,7 +37,7 @@ def describe_recipe(recipe: Recipe, max_pixels: int, session: Session) -> str:
         "preprocess": _preprocessing(recipe),
         "input": recipe.architecture.shape,
         "precision": recipe.precision,
-        "decoding": (POLICY, max_pixels, _release("pillow"), _release("torchvision")),
+        "decoding": (POLICY, max_pixels, PIL.__version__, torchvision.__version__, ImageFile.LOAD_TRUNCATED_IMAGES),
         "schema": _SCHEMA,
     }
     return "; ".join(f"{name}: {value}" for name, value in parts.items())
@@ -50,31 +52,31 @@ def _network(recipe: Recipe, session: Session) -> str:
     spec, weights = recipe.spec, recipe.spec.weights
     if not spec.backbone.named:
         try:
-            content = spec.load(recipe.device, recipe.dtype).fingerprint
+            content = recipe.network.fingerprint
         except NoFingerprint as error:
             raise NoKey(str(error)) from error
     elif weights.kind == "random":
-        content = f"random {spec.seed} torch {_release('torch')}"
+        content = f"random {spec.seed}"
     elif weights.kind == "file":
         content = session.digest_of_file(weights.name).hex()
     else:
         content = weights_module.published_content(spec.backbone, weights)
-    return f"{spec.backbone.label} {content} torchvision {_release('torchvision')}"
+    names = ("torch", "torchvision") if spec.backbone.named else ("torch", "torchvision", "timm")
+    libraries = [sys.modules[name] for name in names if name in sys.modules]
+    versions = " ".join(f"{library.__name__} {library.__version__}" for library in libraries)
+    return f"{spec.backbone.label} {content} ({versions})"
 
 
 def _preprocessing(recipe: Recipe) -> str:
     preprocessing = recipe.preprocessing
     if not isinstance(preprocessing, CustomPreprocessing) or preprocessing.function is None:
         return repr(preprocessing)
-    key = getattr(preprocessing.function, "cache_key", None)
-    if key is None:
+    function = preprocessing.function
+    key = getattr(function, "cache_key", None)
+    if not isinstance(key, str):
         raise NoKey(
             "preprocess is a callable, and nothing tells when it changes. Give it an attribute cache_key, a text that "
             "says what it does and is changed with it"
         )
-    return f"callable {key!r}"
-
-
-@lru_cache
-def _release(distribution: str) -> str:
-    return version(distribution)
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"callable {named.__module__}.{named.__qualname__} {key!r}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
@@ -13,13 +13,10 @@ from featx.exceptions import LayerError
 GEM_POWER = 3
 GEM_FLOOR = 1e-6
 
-_GRIDS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
-    "avg": lambda cells, grid: F.adaptive_avg_pool2d(cells, grid),
-    "max": lambda cells, grid: F.adaptive_max_pool2d(cells, grid),
-    "gem": lambda cells, grid: F.adaptive_avg_pool2d(cells.clamp(min=GEM_FLOOR) ** GEM_POWER, grid) ** (1 / GEM_POWER),
-}
+GRID_POOLINGS = ("avg", "max", "gem")
 
-GRID_POOLINGS = tuple(_GRIDS)
+# Values pooled at once on a CPU: while they are in its cache, each further pooling of them costs little.
+_VALUES_AT_ONCE = 2**18
 
 
 def pool(output: torch.Tensor, layer: Layer, pooling: str, grid: int) -> torch.Tensor:
@@ -38,14 +35,48 @@ def pool(output: torch.Tensor, layer: Layer, pooling: str, grid: int) -> torch.T
     -------
     rows : tensor of shape (n, width), or (n, height, width, channels) for "map"
     """
+    return pool_together(output, layer, [(pooling, grid)])[0]
+
+
+def pool_together(output: torch.Tensor, layer: Layer, poolings: Sequence[tuple[str, int]]) -> list[torch.Tensor]:
+    """As `pool`, several poolings (with their grids) of one output at little more than the cost of one."""
+    found: dict[int, torch.Tensor] = {}
+    over_cells = [i for i, (name, _) in enumerate(poolings) if name in GRID_POOLINGS and layer.layout != "vector"]
+    if over_cells:
+        pooled = _pooled_cells(as_cells(output, layer), [poolings[i] for i in over_cells])
+        found.update(zip(over_cells, pooled, strict=True))
+    return [found[i] if i in found else _rearranged(output, layer, name) for i, (name, _) in enumerate(poolings)]
+
+
+def _rearranged(output: torch.Tensor, layer: Layer, pooling: str) -> torch.Tensor:
+    """A copy of vectors, of class tokens, or of everything."""
     if layer.layout == "vector" or (pooling == "flatten" and layer.layout != "NHWC"):
         return output.to(torch.float32, copy=True).flatten(1)
     if pooling == "cls":
         return output[:, 0].to(torch.float32, copy=True)
     cells = as_cells(output, layer).to(torch.float32, copy=True)  # (n, channels, height, width)
-    if pooling == "map":
-        return cells.permute(0, 2, 3, 1).contiguous()
-    return (cells if pooling == "flatten" else _GRIDS[pooling](cells, grid)).flatten(1)
+    return cells.permute(0, 2, 3, 1).contiguous() if pooling == "map" else cells.flatten(1)
+
+
+def _pooled_cells(cells: torch.Tensor, poolings: Sequence[tuple[str, int]]) -> list[torch.Tensor]:
+    values = max(1, cells[0].numel())
+    at_once = max(1, _VALUES_AT_ONCE // values) if cells.device.type == "cpu" else len(cells)
+    chunks = [chunk.to(torch.float32) for chunk in cells.split(at_once)]
+    parts = [[_over_grid(chunk, name, grid).flatten(1) for name, grid in poolings] for chunk in chunks]
+    return [torch.cat(rows) for rows in zip(*parts, strict=True)]
+
+
+def _over_grid(cells: torch.Tensor, pooling: str, grid: int) -> torch.Tensor:
+    if pooling == "max":
+        return cells.amax((2, 3)) if grid == 1 else F.adaptive_max_pool2d(cells, grid)
+    if pooling == "gem":
+        floor = cells.clamp(min=GEM_FLOOR)
+        return _mean(floor.square().mul_(floor), grid) ** (1 / GEM_POWER)
+    return _mean(cells, grid)
+
+
+def _mean(cells: torch.Tensor, grid: int) -> torch.Tensor:
+    return cells.mean((2, 3)) if grid == 1 else F.adaptive_avg_pool2d(cells, grid)
 
 
 def as_cells(output: torch.Tensor, layer: Layer) -> torch.Tensor:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import pickle
-from collections.abc import Iterator
-from types import FunctionType
+import sys
+from functools import lru_cache
+from importlib.metadata import packages_distributions
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import xxhash
 from torch import nn
 
 _LIBRARIES = ("torch", "torchvision", "timm")
-_CONSTANTS = (type(None), bool, int, float, complex, str, bytes)
+_CONSTANTS = (type(None), type(...), bool, int, float, complex, str, bytes)
 # What every module has: tensors, children and hooks are looked at separately, the mode does not count.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
@@ -27,8 +29,8 @@ def fingerprint(module: nn.Module) -> str:
     """xxh3-128 of a network's structure, tensors and settings.
 
     Covers the printed structure, every parameter and buffer (name, dtype, shape, bytes), the plain attributes of every
-    module, and for classes from outside torch, torchvision and timm their source with that of the functions and
-    constants it names. Mode, device and gradients do not count. Two networks with the same fingerprint give the same
+    module, and for classes from outside torch, torchvision and timm their code with that of the functions, classes and
+    values that it names. Mode, device and gradients do not count. Two networks with the same fingerprint give the same
     features.
 
     Parameters
@@ -42,95 +44,127 @@ def fingerprint(module: nn.Module) -> str:
     Raises
     ------
     NoFingerprint
-        The module has hooks, or an attribute that cannot be told from another.
+        The module has hooks, or refers to something that cannot be told from another.
     """
-    hasher = xxhash.xxh3_128()
-    hasher.update(str(module).encode())
-    codes: dict[type, str] = {}
+    teller = _Teller()
+    hasher = xxhash.xxh3_128(str(module).encode())
     for name, child in module.named_modules():
         if child._forward_hooks or child._forward_pre_hooks:
             raise NoFingerprint(f"forward hooks of {name or 'the backbone'} can do anything; put them into a module")
-        code = codes.setdefault(type(child), _code_of(type(child)))
-        hasher.update(f"\0{name}\0{code}\0".encode())
+        hasher.update(f"\0{name}\0{teller.tell(type(child))}\0".encode())
         for attribute, value in sorted(vars(child).items()):
             if attribute not in _OF_EVERY_MODULE:
-                hasher.update(f"\0{attribute}\0{_told(value, f'{name}.{attribute}')}".encode())
+                hasher.update(f"\0{attribute}\0{teller.tell(value)}".encode())
     for name, tensor in sorted({**module.state_dict(keep_vars=True), **dict(module.named_buffers())}.items()):
-        if isinstance(tensor, torch.Tensor):
-            hasher.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-            hasher.update(_bytes_of(tensor).data)
-        else:  # a module's extra state
-            hasher.update(f"\0{name}\0{_told(tensor, name)}".encode())
+        hasher.update(f"\0{name}\0{teller.tell(tensor)}".encode())
     return hasher.hexdigest()
 
 
-def _told(value: Any, where: str) -> str:
-    """A setting as text that differs where the setting does."""
-    if isinstance(value, _CONSTANTS):
-        return repr(value)
-    if isinstance(value, torch.Tensor):
-        return f"{value.dtype} {tuple(value.shape)} {xxhash.xxh3_128_hexdigest(_bytes_of(value).data)}"
-    if isinstance(value, (list, tuple)):
-        return f"{type(value).__name__}({', '.join(_told(element, where) for element in value)})"
-    if isinstance(value, (set, frozenset)):
-        return f"set({', '.join(sorted(_told(element, where) for element in value))})"
-    if isinstance(value, dict):
-        return f"dict({', '.join(f'{key!r}: {_told(element, where)}' for key, element in value.items())})"
-    if isinstance(value, FunctionType) and not _is_known(value):
-        return "\0".join(_sources(value, set()))
-    try:
-        return xxhash.xxh3_128_hexdigest(pickle.dumps(value))
-    except Exception as error:  # pickle lets every class fail in its own way
-        raise NoFingerprint(f"attribute {where!r} of the backbone cannot be told from another: {error}") from error
+class _Teller:
+    """Values, functions and classes as text that differs where they do; each function and class once."""
 
+    def __init__(self) -> None:
+        self._told: dict[int, Any] = {}  # holds what it has seen, so that no number is given to another
 
-def _code_of(kind: type) -> str:
-    """Name of a class from a library, or the code of one from elsewhere."""
-    foreign = [base for base in kind.__mro__ if base is not object and not _is_known(base)]
-    if not foreign:
-        return f"{kind.__module__}.{kind.__qualname__}"
-    visited: set[int] = set()
-    return "\0".join(text for base in foreign for text in _sources_of_class(base, visited))
+    def tell(self, value: Any) -> str:
+        if isinstance(value, _CONSTANTS):
+            return repr(value)
+        if isinstance(value, torch.Tensor):
+            content = xxhash.xxh3_128_hexdigest(_bytes_of(value).data)
+            return f"{value.dtype} {tuple(value.shape)} {content}"
+        if id(value) in self._told:
+            return "again"
+        self._told[id(value)] = value
+        if isinstance(value, (list, tuple, set, frozenset, dict)):
+            text = self._tell_container(value)
+            del self._told[id(value)]  # equal ones are equal whether they are the same object or not
+            return text
+        return self._tell_code(value)
 
+    def _tell_container(self, value: Any) -> str:
+        if isinstance(value, dict):
+            elements = [f"{self.tell(key)}: {self.tell(element)}" for key, element in value.items()]
+        elif isinstance(value, (list, tuple)):
+            elements = [self.tell(element) for element in value]
+        else:
+            elements = sorted(self.tell(element) for element in value)
+        return f"{type(value).__name__}({', '.join(elements)})"
 
-def _sources_of_class(kind: type, visited: set[int]) -> Iterator[str]:
-    yield f"{kind.__module__}.{kind.__qualname__}"
-    for name, member in sorted(vars(kind).items()):
-        function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-        if isinstance(function, FunctionType):
-            yield from _sources(function, visited)
-        elif isinstance(member, _CONSTANTS) and not name.startswith("__"):
-            yield f"{name} = {member!r}"
+    def _tell_code(self, value: Any) -> str:
+        if isinstance(value, ModuleType):
+            return f"module {value.__name__} {_source(value) if _is_foreign(value.__name__) else ''}"
+        if isinstance(value, FunctionType):
+            return f"{value.__qualname__} {self._function(value) if _is_foreign(value.__module__) else ''}"
+        if isinstance(value, type):
+            return f"{value.__module__}.{value.__qualname__} {self._class(value)}"
+        if isinstance(value, CodeType):
+            return f"{value.co_code!r} {value.co_names!r} {', '.join(map(self.tell, value.co_consts))}"
+        return f"{self.tell(type(value))} {self._content(value)}"
 
-
-def _sources(function: FunctionType, visited: set[int]) -> Iterator[str]:
-    """The source of a function, its defaults, what it closes over, and the foreign functions and constants it names."""
-    if id(function) in visited:
-        return
-    visited.add(id(function))
-    yield _source(function)
-    yield repr([value for value in (function.__defaults__ or ()) if isinstance(value, _CONSTANTS)])
-    cells = [cell.cell_contents for cell in function.__closure__ or () if cell is not None]
-    named = [function.__globals__.get(name) for name in function.__code__.co_names]
-    for value in [*cells, *named]:
-        if isinstance(value, FunctionType) and not _is_known(value):
-            yield from _sources(value, visited)
-        elif isinstance(value, _CONSTANTS) and value is not None:
-            yield repr(value)
-
-
-def _source(function: FunctionType) -> str:
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):  # typed into a prompt: the compiled code is what there is
-        code = function.__code__
-        return (
-            f"{code.co_code!r}{[value for value in code.co_consts if isinstance(value, _CONSTANTS)]!r}{code.co_names!r}"
+    def _function(self, function: FunctionType) -> str:
+        named = [function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__]
+        cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+        return self.tell(
+            (function.__code__, function.__defaults__, function.__kwdefaults__, cells, named, vars(function))
         )
 
+    def _class(self, kind: type) -> str:
+        foreign = [base for base in kind.__mro__ if _is_foreign(base.__module__)]
+        members = [(name, member) for base in foreign for name, member in sorted(vars(base).items())]
+        return ", ".join(f"{name} {self._member(member)}" for name, member in members if name not in _OF_EVERY_CLASS)
 
-def _is_known(thing: Any) -> bool:
-    return str(getattr(thing, "__module__", "")).split(".")[0] in _LIBRARIES
+    def _member(self, member: Any) -> str:
+        if isinstance(member, property):
+            return self.tell((member.fget, member.fset))
+        if isinstance(member, (staticmethod, classmethod)):
+            return self.tell(member.__func__)
+        return self.tell(member)
+
+    def _content(self, value: Any) -> str:
+        if isinstance(value, nn.Module):
+            return fingerprint(value)
+        if _is_foreign(type(value).__module__) and hasattr(value, "__dict__"):
+            return self.tell(vars(value))
+        try:
+            return xxhash.xxh3_128_hexdigest(pickle.dumps(value))
+        except Exception as error:  # pickle lets every class fail in its own way
+            raise NoFingerprint(f"{value!r}, which the backbone refers to, cannot be told from another") from error
+
+
+_OF_EVERY_CLASS = frozenset(
+    {"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__firstlineno__", "__static_attributes__"}
+)
+
+
+def _names(code: CodeType) -> list[str]:
+    """Names that a function's code and the code inside it refer to."""
+    inner = [name for constant in code.co_consts if isinstance(constant, CodeType) for name in _names(constant)]
+    return [*code.co_names, *inner]
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def _is_foreign(module_name: str | None) -> bool:
+    """Whether code belongs to the user rather than to the standard library or an installed distribution."""
+    root = str(module_name).partition(".")[0]
+    return root not in _LIBRARIES and root not in sys.stdlib_module_names and root not in _installed()
+
+
+@lru_cache
+def _installed() -> frozenset[str]:
+    return frozenset({*packages_distributions(), "builtins"} - {"featx", "__main__"})
+
+
+def _source(module: ModuleType) -> str:
+    try:
+        return inspect.getsource(module)
+    except (OSError, TypeError):
+        return ""
 
 
 def _bytes_of(tensor: torch.Tensor) -> np.ndarray:

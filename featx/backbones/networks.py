@@ -8,18 +8,23 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from featx.backbones.catalogue import Backbone, resolve_backbone
 from featx.backbones.fingerprint import fingerprint
 from featx.backbones.layers import Architecture
 from featx.backbones.table import Family
 from featx.backbones.tracing import trace, with_measured_layouts
-from featx.backbones.weights import Weights, build_with_weights, preset_of, private_generator, resolve_weights
+from featx.backbones.weights import (
+    ParametersMadeWith,
+    Weights,
+    build_with_weights,
+    preset_of,
+    private_generator,
+    resolve_weights,
+)
 from featx.exceptions import BackboneError
 from featx.images.preprocessing import Preset
 
@@ -162,17 +167,9 @@ def network_spec(backbone: object, weights: object, seed: int) -> NetworkSpec:
 
 @lru_cache(maxsize=64)
 def _named_architecture(backbone: Backbone, own_size: int, shape: tuple[int, int, int]) -> Architecture:
-    with private_generator(0), _EmptyTensorsOnMeta():
+    with private_generator(0), ParametersMadeWith(device="meta"):
         module = backbone.build(own_size).to("meta")
     return _architecture(backbone, module, shape)
-
-
-class _EmptyTensorsOnMeta(TorchFunctionMode):
-    """Parameters take no memory and no initialisation, while the numbers that builders compute with stay real."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        device = {"device": "meta"} if func is torch.empty else {}
-        return func(*args, **{**(kwargs or {}), **device})
 
 
 def _architecture(backbone: Backbone, module: nn.Module, shape: tuple[int, int, int]) -> Architecture:

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ class Weights:
             stat = os.stat(self.name)
         except OSError as error:
             raise WeightsError(_no_such_file(self.name)) from error
-        return self.kind, os.path.realpath(self.name), stat.st_ino, stat.st_size, stat.st_mtime_ns
+        times = stat.st_mtime_ns, stat.st_ctime_ns
+        return self.kind, os.path.realpath(self.name), stat.st_dev, stat.st_ino, stat.st_size, *times
 
 
 def resolve_weights(backbone: Backbone, weights: object) -> Weights:
@@ -117,8 +119,13 @@ def preset_named(name: str) -> Preset:
 def published_content(backbone: Backbone, weights: Weights) -> str:
     """What identifies the content of published weights, without reading those that are fetched."""
     if backbone.label == EMBEDDED:
-        return xxhash.xxh3_128_hexdigest(_EMBEDDED_FILE.read_bytes())
+        return _embedded_content()
     return str(_enum(backbone)[weights.name].url.rsplit("/", 1)[-1])
+
+
+@lru_cache
+def _embedded_content() -> str:
+    return xxhash.xxh3_128_hexdigest(_EMBEDDED_FILE.read_bytes())
 
 
 def build_with_weights(backbone: Backbone, weights: Weights, seed: int) -> tuple[nn.Module, frozenset[str]]:
@@ -129,7 +136,7 @@ def build_with_weights(backbone: Backbone, weights: Weights, seed: int) -> tuple
     WeightsError
         The weights cannot be fetched or read, or do not fit the network.
     """
-    with torch.device("cpu"), private_generator(seed), _Float32Parameters():
+    with torch.device("cpu"), private_generator(seed), ParametersMadeWith(dtype=torch.float32):
         module = backbone.build(preset_of(backbone, weights).crop)
     missing: frozenset[str] = frozenset()
     if weights.kind == "published":
@@ -158,13 +165,21 @@ def private_generator(seed: int) -> Iterator[None]:
             generator.set_state(state)
 
 
-class _Float32Parameters(TorchFunctionMode):
-    """Parameters are float32 whatever the default dtype is, so that a seed stands for one network."""
+class ParametersMadeWith(TorchFunctionMode):
+    """While it is entered, new parameters get an argument that their module leaves open.
+
+    ``dtype=torch.float32`` makes a seed stand for one network whatever the default dtype is; ``device="meta"`` makes
+    parameters take neither memory nor initialisation, while the numbers that builders compute with stay real.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        self._arguments = arguments
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.empty and kwargs.get("dtype") is None:
-            kwargs["dtype"] = torch.float32
+        if func is torch.empty:
+            kwargs |= {name: value for name, value in self._arguments.items() if kwargs.get(name) is None}
         return func(*args, **kwargs)
 
 

@@ -90,6 +90,11 @@ class PathItem:
         """Digest of the file's bytes."""
         return _digest(seed, "file", self._read())
 
+    def load_with_digest(self, seed: int) -> tuple[torch.Tensor, bytes]:
+        """Pixels and digest of the same bytes, whoever writes to the file meanwhile."""
+        data = self._read()
+        return _decode(data, self.max_pixels), _digest(seed, "file", data)
+
     def _read(self) -> bytes:
         if _URL.match(self.source):
             raise UnreadableImage("URLs are not opened; pass a local file")
@@ -203,11 +208,13 @@ class ArrayItem:
     def digest(self, seed: int = 0) -> bytes:
         """Digest of dtype, shape and pixels, and of how they are read."""
         array = self.pixels if isinstance(self.pixels, np.ndarray) else _array_of(self.pixels)
-        if array.dtype.hasobject:
+        if array.dtype.kind not in "buif":
             raise UnreadableImage(f"pixels of dtype {array.dtype}, not numbers")
         kind = "array" if isinstance(self.pixels, np.ndarray) else "tensor"
         reading = f"{kind} {array.dtype.str} {array.shape} {self.pixel_range} {self.stretch} {self.raw}"
-        return _digest(seed, reading, np.ascontiguousarray(array).tobytes())
+        if isinstance(array, np.ma.MaskedArray):
+            reading += f" masked {np.ma.getmaskarray(array).tobytes().hex()}"
+        return _digest(seed, reading, np.ascontiguousarray(array).data)
 
     def _rgb(self, values: NDArray[Any]) -> NDArray[Any]:
         from featx.images.decoding import on_white
@@ -302,7 +309,7 @@ def _decode(data: bytes, max_pixels: int) -> torch.Tensor:
     return decode(data, max_pixels=max_pixels)
 
 
-def _digest(seed: int, kind: str, content: bytes) -> bytes:
+def _digest(seed: int, kind: str, content: bytes | memoryview) -> bytes:
     hasher = xxhash.xxh3_128(f"{kind}\n".encode(), seed=seed)
     hasher.update(content)
     return hasher.digest()

@@ -107,7 +107,7 @@ def load_tile(items: Items, row: int, tile: Callable[[torch.Tensor, bool], torch
     try:
         return tile(image, items[row].stretch)
     except Exception as error:
-        error.add_note(f"While preprocessing X[{row}] ({items[row].source or 'no file'}).")
+        error.add_note(f"While preprocessing X[{items.original_row(row)}] ({items[row].source or 'no file'}).")
         raise
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import ImageError, UnreadableImage
-from featx.images.items import ArrayItem, Item, PixelRange, is_a, item_from
+from featx.images.items import ArrayItem, Item, PathItem, PixelRange, is_a, item_from
 
 if TYPE_CHECKING:
     import torch
@@ -79,6 +79,21 @@ class Items(Sequence[Item]):
             return item.load()
         except UnreadableImage as error:
             self._fail(row, item, error)
+
+    def load_if(self, row: int, digest: bytes, seed: int) -> tuple[torch.Tensor, bool]:
+        """Pixels of one item as from :meth:`load`, and whether they are those that ``digest`` was made of."""
+        item = self[row]
+        if not isinstance(item, PathItem):
+            return self.load(row), True
+        try:
+            pixels, found = item.load_with_digest(seed)
+        except UnreadableImage as error:
+            self._fail(row, item, error)
+        return pixels, found == digest
+
+    def original_row(self, row: int) -> int:
+        """Position of an item in the X that this sequence was first made of."""
+        return self._rows[row]
 
     def digest(self, row: int, seed: int = 0) -> bytes:
         """Digest of one item.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ _MOST_OPEN = 16
 _READER_SLOTS = 1024
 _ATTEMPTS = 8
 _FORK_PATIENCE_S = 5.0
+_PAUSE_S = 0.02
 
 _DAMAGE = (
     lmdb.CorruptedError,
@@ -106,15 +108,17 @@ class Database:
     def close(self) -> None:
         """Close it in this process. It opens again when it is needed."""
         with _REGISTRY_LOCK:
-            for key, environment in list(_REGISTRY.items()):
-                if environment.database.folder == self.folder:
-                    del _REGISTRY[key]
-                    environment.close()
+            mine = [key for key, environment in _REGISTRY.items() if environment.database.folder == self.folder]
+            closing = [_forget(key) for key in mine]
+        # Outside the lock: a transaction that has to end first may itself be waiting for it.
+        for environment in closing:
+            environment.close()
 
     def _attempt(self, use: Callable[[_Environment], T]) -> T:
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             with _trouble_of(self.folder), contextlib.suppress(_Replaced):
                 return use(_registered(self))
+            time.sleep(attempt * _PAUSE_S)
         raise StoreError(f"{self.folder} is being replaced over and over by other processes")
 
 
@@ -130,16 +134,12 @@ class _Environment:
         try:
             # Holding the file open keeps its inode number from being given to another.
             self._file = os.open(database.folder / "data.mdb", os.O_RDONLY)
+            status = os.fstat(self._file)
+            self.key = status.st_dev, status.st_ino
             self.tables = {name: self.lmdb.open_db(name.encode(), create=not self.readonly) for name in database.tables}
         except BaseException:
             self.lmdb.close()
             raise
-
-    @property
-    def key(self) -> tuple[int, int]:
-        """Device and inode of the data file."""
-        status = os.fstat(self._file)
-        return status.st_dev, status.st_ino
 
     def is_current(self) -> bool:
         """Whether the file that is open is the one that lies in the folder."""
@@ -147,7 +147,7 @@ class _Environment:
             status = os.stat(self.database.folder / "data.mdb")
         except OSError:
             return False
-        return (status.st_dev, status.st_ino) == self.key
+        return not self._closed and (status.st_dev, status.st_ino) == self.key
 
     def run(self, operation: Operation[T], *, write: bool) -> T:
         if write and self.readonly:
@@ -165,7 +165,14 @@ class _Environment:
                 self._resize(0)  # to what another process made of it
             except lmdb.ReadersFullError:
                 self.lmdb.reader_check()
-        raise StoreError(f"{self.database.folder} stayed full or busy after {_ATTEMPTS} attempts")
+            except lmdb.Error as error:
+                if "temporarily unavailable" not in str(error):
+                    raise
+                time.sleep(_PAUSE_S)
+        raise StoreError(
+            f"{self.database.folder} stayed full or busy; containers that share it need different process numbers "
+            f"(this one is {os.getpid()})"
+        )
 
     def copy(self, target: Path) -> None:
         with self.entered():
@@ -200,15 +207,22 @@ class _Environment:
                 self._resizing = False
                 self._turn.notify_all()
 
-    @property
-    def idle(self) -> bool:
-        return self._running == 0 and not self._resizing
-
-    def close(self) -> None:
-        with self.alone():
+    def close_if_idle(self) -> bool:
+        """Close it unless somebody in this process is using it; never waits."""
+        with self._turn:
+            if self._running or self._resizing:
+                return False
             self._closed = True
             self.lmdb.close()
             os.close(self._file)
+            return True
+
+    def close(self) -> None:
+        with self.alone():
+            if not self._closed:
+                self._closed = True
+                self.lmdb.close()
+                os.close(self._file)
 
     def close_in_child(self) -> None:
         """Close what a fork copied; nobody is left in the child who could hold the condition."""
@@ -236,14 +250,27 @@ def _open(database: Database) -> tuple[lmdb.Environment, bool]:
         "sync": database.durable,
     }
     try:
+        _reserve_lock_file(folder)
         opened, readonly = _map(folder, options), False
-    except (lmdb.ReadonlyError, PermissionError, lmdb.Error) as error:
+    except (OSError, lmdb.Error) as error:
         if not _refuses_writing(error):
             raise
         opened, readonly = _map(folder, options | {"readonly": True, "create": False}), True
     opened.reader_check()
     _check_complete(opened, folder)
     return opened, readonly
+
+
+def _reserve_lock_file(folder: Path) -> None:
+    """LMDB writes to its lock file through memory: on a full disk that would end the process, and so fails here."""
+    size = 64 * _READER_SLOTS + 8192
+    if hasattr(os, "posix_fallocate"):
+        file = os.open(folder / "lock.mdb", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            if os.fstat(file).st_blocks * 512 < size:
+                os.posix_fallocate(file, 0, size)
+        finally:
+            os.close(file)
 
 
 def _map(folder: Path, options: dict[str, Any]) -> lmdb.Environment:
@@ -278,35 +305,52 @@ def _trouble_of(folder: Path) -> Iterator[None]:
     except _DAMAGE as error:
         raise Damaged(folder, str(error)) from error
     except (lmdb.Error, OSError, MemoryError) as error:
+        if "already open" in str(error):
+            raise _Replaced from error  # by another thread, which is closing it
         raise StoreError(f"{folder}: {error}") from error
 
 
-_REGISTRY: OrderedDict[tuple[int, int], _Environment] = OrderedDict()
+_REGISTRY: OrderedDict[tuple[int, int], _Environment] = OrderedDict()  # by device and inode of the data file
+_BY_FOLDER: dict[Path, _Environment] = {}
 _REGISTRY_LOCK = threading.RLock()
 
 
 def _registered(database: Database) -> _Environment:
     """The open environment of a folder, whatever path leads to it."""
+    environment = _BY_FOLDER.get(database.folder)
+    # Without the lock, which whoever is inside a transaction must not wait for.
+    if environment is not None and environment.is_current():
+        return environment
     with _REGISTRY_LOCK:
-        environment = _find(database.folder)
-        if environment is None:
-            environment = _Environment(database)
-            _REGISTRY[environment.key] = environment
+        closing = _stale(database.folder)
+    for other in closing:  # outside the lock: a transaction that has to end first may itself be waiting for it
+        other.close()
+    with _REGISTRY_LOCK:
+        environment = _opened(database) or _Environment(database)
+        _REGISTRY[environment.key] = _BY_FOLDER[database.folder] = environment
         _REGISTRY.move_to_end(environment.key)
         for key, other in list(_REGISTRY.items())[: max(0, len(_REGISTRY) - _MOST_OPEN)]:
-            if other.idle:
-                del _REGISTRY[key]
-                other.close()
-        return environment
+            if other.close_if_idle():
+                _forget(key)
+    return environment
 
 
-def _find(folder: Path) -> _Environment | None:
-    for key, environment in list(_REGISTRY.items()):
-        if environment.database.folder == folder and not environment.is_current():
-            del _REGISTRY[key]
-            environment.close()
+def _stale(folder: Path) -> list[_Environment]:
+    """Taken out of the registry: what is open of a folder and no longer lies there."""
+    keys = [key for key, other in _REGISTRY.items() if other.database.folder == folder and not other.is_current()]
+    return [_forget(key) for key in keys]
+
+
+def _forget(key: tuple[int, int]) -> _Environment:
+    environment = _REGISTRY.pop(key)
+    for folder in [folder for folder, other in _BY_FOLDER.items() if other is environment]:
+        del _BY_FOLDER[folder]
+    return environment
+
+
+def _opened(database: Database) -> _Environment | None:
     try:
-        status = os.stat(folder / "data.mdb")
+        status = os.stat(database.folder / "data.mdb")
     except OSError:
         return None
     return _REGISTRY.get((status.st_dev, status.st_ino))
@@ -344,6 +388,7 @@ def _after_fork_in_child() -> None:
     for environment in _REGISTRY.values():
         environment.close_in_child()
     _REGISTRY.clear()
+    _BY_FOLDER.clear()
     _FORKING, _REGISTRY_LOCK = contextlib.ExitStack(), threading.RLock()
 
 

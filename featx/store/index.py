@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from featx.store.owners import LEASE_S, Owner
 #: A file that changed less than this many seconds ago may change again without its times telling.
 TRUST_AFTER_S = 2.0
 
+_COMPUTED = b"computed"  # among the owners, whose names are longer
 _IDENTITY = struct.Struct("<QQQqq")  # device, inode, size, mtime_ns, ctime_ns
 
 
@@ -77,7 +79,8 @@ class Index:
         """Delete the leases of owners that are gone."""
 
         def delete(txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
-            owners = {bytes(token): _is_gone(record) for token, record in txn.cursor(tables["owners"])}
+            records = {bytes(token): record for token, record in txn.cursor(tables["owners"])}
+            owners = {token: _is_gone(record) for token, record in records.items() if token != _COMPUTED}
             for key, token in [(bytes(key), bytes(token)) for key, token in txn.cursor(tables["leases"])]:
                 if owners.get(token, True):
                     txn.delete(key, db=tables["leases"])
@@ -86,9 +89,17 @@ class Index:
 
         self.database.write(delete)
 
-    def forget_files(self) -> None:
-        """Drop all shortcuts."""
-        self.database.write(lambda txn, tables: txn.drop(tables["shortcuts"], delete=False))
+    def count(self, n: int) -> None:
+        """Add images that went through a network, for this store and by whatever process."""
+
+        def add(txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
+            txn.put(_COMPUTED, str(_counted(txn, tables) + n).encode(), db=tables["owners"])
+
+        self.database.write(add)
+
+    def computed(self) -> int:
+        """What `count` added up."""
+        return self.database.read(_counted)
 
     def _digest(self, items: Items, row: int) -> bytes | ImageError:
         try:
@@ -169,6 +180,12 @@ def _identity(status: os.stat_result) -> bytes:
     return _IDENTITY.pack(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
+def _counted(txn: lmdb.Transaction, tables: dict[str, Any]) -> int:
+    with suppress(ValueError):
+        return int(bytes(txn.get(_COMPUTED, b"0", db=tables["owners"])))
+    return 0
+
+
 def _is_gone(record: Any) -> bool:
     """Whether an owner's record is that of nobody, or of one who can no longer finish."""
     try:
@@ -217,6 +234,9 @@ class Claims:
                 txn.put(self._token, Owner.here().record(), db=tables["owners"])
             return missing
 
+        # Waiting for others, one asks often; only who can have something keeps the others from writing.
+        if not self._database.read(lambda txn, tables: self._free(txn, tables, digests)):
+            return []
         taken = self._database.write(claim)
         self._held.update(taken)
         if taken and self._heart is None:

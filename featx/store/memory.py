@@ -26,7 +26,8 @@ class _Table:
         return np.fromiter((find(digest, -1) for digest in digests), dtype=np.intp, count=len(digests))
 
     def add(self, digests: Sequence[bytes], rows: np.ndarray) -> None:
-        new = [position for position, digest in enumerate(digests) if digest not in self.places]
+        first = {digest: position for position, digest in reversed(list(enumerate(digests)))}
+        new = [position for digest, position in first.items() if digest not in self.places]
         start, stop = len(self.places), len(self.places) + len(new)
         if stop > len(self.matrix):
             bigger = np.empty((max(stop, 2 * len(self.matrix)), self.matrix.shape[1]), dtype=np.float32)
@@ -70,7 +71,9 @@ class Memory:
         if not len(digests) or rows.nbytes > self._most_bytes // 2:
             return
         with self._lock:
-            table = self._tables.setdefault(key, _Table(rows.shape[1]))
+            if key not in self._tables:
+                self._tables[key] = _Table(rows.shape[1])
+            table = self._tables[key]
             self._tables.move_to_end(key)
             # The matrix may double.
             while self._bytes() + 2 * rows.nbytes + table.matrix.nbytes > self._most_bytes and len(self._tables) > 1:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import threading
+import re
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -24,7 +24,8 @@ from featx.store.store import FeatureStore, _Opened
 T = TypeVar("T")
 
 _POLL_S = 0.05
-_WARNED: set[str] = set()
+_SHARE_AT_ONCE = 0.1  # of max_size, so that room can be made for it
+_INSIDE = ("featx", "sklearn", "contextlib", "joblib")
 
 
 class Session:
@@ -36,6 +37,8 @@ class Session:
     Parameters
     ----------
     store : FeatureStore
+    memory : bool, default=True
+        Whether rows that this process has in memory count as known.
 
     Raises
     ------
@@ -43,11 +46,11 @@ class Session:
         The store lies on a network file system.
     """
 
-    def __init__(self, store: FeatureStore) -> None:
-        self._store = store
-        check_local(Path(store.path).absolute())
-        self._opened: _Opened | None = self._try(store._open, lambda: None)
-        self._off = self._opened is None
+    def __init__(self, store: FeatureStore, memory: bool = True) -> None:
+        self._store, self._memory, self._off = store, memory, False
+        check_local(store._root)
+        self._opened: _Opened | None = None
+        self._opened = self._try(store._open, lambda: None)
         self._shelf: Shelf | None = None
         self._recipe, self._description = b"", ""
         self._claims: Claims | None = None
@@ -76,26 +79,22 @@ class Session:
         from featx.images.items import PathItem
 
         return self._try(
-            lambda: self._at.index.digest_of_file(path), lambda: PathItem(path, max_pixels=0).digest(self._seed)
+            lambda: self._at.index.digest_of_file(path), lambda: PathItem(path, max_pixels=0).digest(self.seed)
         )
 
     def digests(self, items: Items, n_threads: int) -> list[bytes | ImageError]:
         """Digest of every item, or the error that says why it cannot be read."""
 
         def without_shortcuts() -> list[bytes | ImageError]:
-            return [_digest(items, row, self._seed) for row in range(len(items))]
+            return [_digest(items, row, self.seed) for row in range(len(items))]
 
         return self._try(lambda: self._at.index.digests(items, n_threads), without_shortcuts)
 
     def fill(self, digests: Sequence[bytes], columns: Sequence[Column], out: Sequence[np.ndarray]) -> np.ndarray:
         """Copy known rows into ``out``, one array (n, width) per column; a mask (n, n_columns) of what is known."""
-        known = np.stack(
-            [
-                MEMORY.fill((self._seed, self._recipe, column), digests, rows)
-                for column, rows in zip(columns, out, strict=True)
-            ],
-            axis=1,
-        )
+        known = np.zeros((len(digests), len(columns)), dtype=bool)
+        for i, (column, rows) in enumerate(zip(columns, out, strict=True) if self._memory else ()):
+            known[:, i] = MEMORY.fill((self.seed, self._recipe, column), digests, rows)
         rest = np.flatnonzero(~known.all(axis=1)).tolist()
         if rest:
             known[rest] |= self._fill_from_disk([digests[row] for row in rest], columns, out, rest, known[rest])
@@ -117,7 +116,7 @@ class Session:
             new = found[:, i] & ~known[:, i]
             out[i][np.asarray(places)[new]] = scratch[i][new]
             MEMORY.add(
-                (self._seed, self._recipe, column),
+                (self.seed, self._recipe, column),
                 [digest for digest, is_new in zip(digests, new, strict=True) if is_new],
                 scratch[i][new],
             )
@@ -140,13 +139,21 @@ class Session:
     def put(self, digests: Sequence[bytes], parts: dict[Column, np.ndarray], groups: Sequence[Group]) -> None:
         """Keep computed rows, and let others have the images."""
         for column, rows in parts.items():
-            MEMORY.add((self._seed, self._recipe, column), digests, rows)
-        incoming = sum(rows.nbytes for rows in parts.values())
+            MEMORY.add((self.seed, self._recipe, column), digests, rows)
+        size = parse_size(self._store.max_size)
+        row_bytes = 2 * sum(part[:1].nbytes for part in parts.values())  # with what the database needs around it
+        at_once = max(1, int(size * _SHARE_AT_ONCE) // max(1, row_bytes))
 
         def write() -> None:
-            self._at.make_room(self._on, parse_size(self._store.max_size), 2 * incoming)
             self._on.describe(self._description)
-            self._on.put(digests, parts, groups, len(digests))
+            for start in range(0, len(digests), at_once):
+                some = slice(start, start + at_once)
+                self._at.make_room(self._on, size, row_bytes * len(digests[some]))
+                self._on.put(
+                    digests[some], {column: part[some] for column, part in parts.items()}, groups, len(digests[some])
+                )
+                self._at.index.count(len(digests[some]))
+            _forgive(self._store)
 
         self._try(write, lambda: None)
         self.release(digests)
@@ -175,35 +182,41 @@ class Session:
         return self._shelf
 
     @property
-    def _seed(self) -> int:
+    def seed(self) -> int:
+        """Of the digests."""
         return 0 if self._opened is None else self._opened.seed
 
     def _try(self, attempt: Callable[[], T], otherwise: Callable[[], T]) -> T:
         for _ in range(2):
-            if getattr(self, "_off", False):
+            if self._off:
                 return otherwise()
             try:
-                return attempt()
-            except Damaged as error:
-                self._mend(error)
-            except StoreError as error:
+                try:
+                    return attempt()
+                except Damaged as error:
+                    self._mend(error)
+            except (OSError, UnicodeError) as error:  # StoreError is an OSError
                 self._give_up(error)
         self._give_up(StoreError(f"{self._store.path} cannot be mended"))
         return otherwise()
 
     def _mend(self, error: Damaged) -> None:
-        _warn_once(f"{error}. It was removed, and its features are computed anew.")
         opened = self._at
         for database in (opened.index.database, *([self._shelf.database] if self._shelf else [])):
             if database.folder == error.folder:
                 opened.discard(database)
+        warn_once(self._store, f"{error}. It was removed, and its features are computed anew.")
 
-    def _give_up(self, error: StoreError) -> None:
+    def _give_up(self, error: Exception) -> None:
         self._off = True
-        gone = " It is made anew by the next call." if isinstance(error, Deleted) else ""
-        _warn_once(
-            f"Features are computed but not kept in the feature store at {self._store.path!r}: {error}.{gone} "
-            "Free or mend the disk, or set cache= to another folder."
+        advice = (
+            "The next call makes it anew."
+            if isinstance(error, Deleted)
+            else "Free or mend the disk, or set cache= to another folder."
+        )
+        warn_once(
+            self._store,
+            f"Features are computed but not kept in the feature store at {self._store.path!r}: {error}. {advice}",
         )
 
 
@@ -214,12 +227,26 @@ def _digest(items: Items, row: int, seed: int) -> bytes | ImageError:
         return error
 
 
-def _warn_once(message: str) -> None:
-    with _WARN_LOCK:
-        if message in _WARNED:
-            return
-        _WARNED.add(message)
-    warnings.warn(message, StoreWarning, stacklevel=2)
+_WARNED: set[tuple[str, str]] = set()
 
 
-_WARN_LOCK = threading.Lock()
+def warn_once(store: FeatureStore, message: str) -> None:
+    """Warn whoever called featx, once per process for what differs in numbers alone, until something is kept again."""
+    key = (store.path, re.sub(r"\d+", "#", message))
+    if key not in _WARNED:
+        _WARNED.add(key)
+        warnings.warn(message, StoreWarning, stacklevel=_frames_to_caller())
+
+
+def _forgive(store: FeatureStore) -> None:
+    """After a success, the next failure is news."""
+    for key in [key for key in _WARNED if key[0] == store.path]:
+        _WARNED.discard(key)
+
+
+def _frames_to_caller() -> int:
+    """How far up the first frame outside featx, scikit-learn and the standard library's wrappers is."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _INSIDE:
+        frame, level = frame.f_back, level + 1
+    return level

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,8 +49,8 @@ class Shelf:
     """Records of one recipe.
 
     A record is found under its group's prefix (8 bytes) and the image's digest (16 bytes). It holds one checksum per
-    column (xxh3-64, seeded with digest and position), then the columns' values (little-endian float32). What each
-    prefix stands for is written down beside the records.
+    column (xxh3-64, seeded with recipe, group, digest and position), then the columns' values (little-endian float32).
+    What each prefix stands for is written down beside the records.
 
     Parameters
     ----------
@@ -80,7 +81,9 @@ class Shelf:
                     records = _records(cursor, place.prefix, [digests[row] for row in wanted])
                     for row in wanted:
                         record = records.get(digests[row])
-                        if record is not None and _copy(record, place, digests[row], column.width, out[i][row]):
+                        if record is not None and _copy(
+                            record, place, self._seed(place.prefix, digests[row]), out[i][row]
+                        ):
                             found[row, i] = True
             stale.extend(
                 _stale(txn, tables["used"], [digests[row] for row in np.flatnonzero(found.any(axis=1)).tolist()])
@@ -118,7 +121,7 @@ class Shelf:
         records = [
             (_prefix(group) + digest, record)
             for group in groups
-            for digest, record in zip(digests, _encode(digests, group, parts), strict=True)
+            for digest, record in zip(digests, self._encode(digests, group, parts), strict=True)
         ]
 
         def write(txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
@@ -150,7 +153,9 @@ class Shelf:
 
     def description(self) -> str:
         """What `describe` wrote."""
-        return self.database.read(lambda txn, tables: bytes(txn.get(b"description", b"", db=tables["meta"])).decode())
+        return self.database.read(
+            lambda txn, tables: bytes(txn.get(b"description", b"", db=tables["meta"])).decode(errors="replace")
+        )
 
     def computed(self) -> int:
         """Images that went through a network for this recipe."""
@@ -178,11 +183,22 @@ class Shelf:
             for key, record in txn.cursor(tables["rows"]):
                 prefix, digest = bytes(key[:8]), bytes(key[8:])
                 total += 1
-                if prefix not in groups or not _is_right(record, prefix, digest, groups[prefix]):
+                if prefix not in groups or not _is_right(record, prefix, self._seed(prefix, digest), groups[prefix]):
                     wrong.append(digest)
             return total, wrong
 
         return self.database.read(look)
+
+    def _seed(self, prefix: bytes, digest: bytes) -> int:
+        """Of a record's checksums: a record means nothing in another place."""
+        return xxhash.xxh3_64_intdigest(self.recipe + prefix + digest)
+
+    def _encode(self, digests: Sequence[bytes], group: Group, parts: dict[Column, np.ndarray]) -> Iterator[bytes]:
+        columns = [np.ascontiguousarray(parts[column], dtype="<f4") for column in group]
+        prefix = _prefix(group)
+        for row, digest in enumerate(digests):
+            values, seed = [column[row].tobytes() for column in columns], self._seed(prefix, digest)
+            yield b"".join([*(_checksum(value, seed, i) for i, value in enumerate(values)), *values])
 
 
 def _prefix(group: Group) -> bytes:
@@ -208,6 +224,7 @@ def _places(txn: lmdb.Transaction, meta: Any) -> dict[Column, list[_Place]]:
     return places
 
 
+@lru_cache(maxsize=256)
 def _places_in(prefix: bytes, group: Group) -> list[_Place]:
     start = _CHECK_BYTES * len(group)
     ends = np.cumsum([column.width * 4 for column in group]).tolist()
@@ -221,35 +238,27 @@ def _records(cursor: lmdb.Cursor, prefix: bytes, digests: Sequence[bytes]) -> di
     return {bytes(key[8:]): record for key, record in cursor.getmulti([prefix + digest for digest in digests])}
 
 
-def _copy(record: Any, place: _Place, digest: bytes, width: int, out: np.ndarray) -> bool:
+def _copy(record: Any, place: _Place, seed: int, out: np.ndarray) -> bool:
     """Copy one column out of a record, if it is as it was written."""
     if len(record) != place.record_bytes:
         return False
-    values = record[place.offset : place.offset + 4 * width]
+    values = bytes(record[place.offset : place.offset + 4 * len(out)])  # what is checked is what is handed out
     at = _CHECK_BYTES * place.position
-    if _checksum(values, digest, place.position) != record[at : at + _CHECK_BYTES]:
+    if _checksum(values, seed, place.position) != record[at : at + _CHECK_BYTES]:
         return False
     out[:] = np.frombuffer(values, dtype="<f4")
     return True
 
 
-def _checksum(values: Any, digest: bytes, position: int) -> bytes:
-    return xxhash.xxh3_64_digest(values, seed=int.from_bytes(digest[:8], "little") ^ position)
+def _checksum(values: bytes, seed: int, position: int) -> bytes:
+    return xxhash.xxh3_64_digest(values, seed=seed ^ position)
 
 
-def _is_right(record: Any, prefix: bytes, digest: bytes, group: Group) -> bool:
+def _is_right(record: Any, prefix: bytes, seed: int, group: Group) -> bool:
     return all(
-        _copy(record, place, digest, column.width, np.empty(column.width, dtype=np.float32))
+        _copy(record, place, seed, np.empty(column.width, dtype=np.float32))
         for column, place in zip(group, _places_in(prefix, group), strict=True)
     )
-
-
-def _encode(digests: Sequence[bytes], group: Group, parts: dict[Column, np.ndarray]) -> Iterator[bytes]:
-    columns = [np.ascontiguousarray(parts[column], dtype="<f4") for column in group]
-    for row, digest in enumerate(digests):
-        values = [column[row].tobytes() for column in columns]
-        checks = [_checksum(value, digest, position) for position, value in enumerate(values)]
-        yield b"".join([*checks, *values])
 
 
 def _computed(txn: lmdb.Transaction, tables: dict[str, Any]) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ _KEEP = ("stages", "blocks", "asked")
 # this share of it is left when they do, so that making room is rare.
 _FULL, _LEFT = 0.75, 0.8
 _DROPPED_AT_ONCE = 1000
+_GRAVE = "featx-trash-"
+_DRAFT_S = 3600
 
 
 class FeatureStore:
@@ -103,12 +107,13 @@ class FeatureStore:
         opened = self._existing()
         shelves = [] if opened is None else list(opened.shelves())
         by_recipe = [_figures(shelf) for shelf in shelves]
-        images = {digest for shelf in shelves for digest in shelf.digests()} if len(shelves) > 1 else ()
-        before = 0 if opened is None else opened.computed_before()
+        several = sum(row["images"] > 0 for row in by_recipe) > 1
+        different = {digest for shelf in shelves for digest in _digests(shelf)} if several else ()
+        by_all = sum(row["computed"] for row in by_recipe)
         return {
-            "images": len(images) if len(shelves) > 1 else sum(row["images"] for row in by_recipe),
+            "images": len(different) if several else sum(row["images"] for row in by_recipe),
             "recipes": len(shelves),
-            "computed": before + sum(row["computed"] for row in by_recipe),
+            "computed": by_all if opened is None else max(by_all, opened.computed()),
             "live_bytes": sum(row["live_bytes"] for row in by_recipe),
             "file_bytes": 0 if opened is None else disk_bytes(opened.root),
             "by_recipe": by_recipe,
@@ -126,6 +131,11 @@ class FeatureStore:
         -------
         freed : int
             Bytes on disk.
+
+        Raises
+        ------
+        StoreError
+            The folder cannot be written to.
         """
         size = parse_size(self.max_size if max_size is None else max_size)
         opened = self._existing()
@@ -133,26 +143,22 @@ class FeatureStore:
             return 0
         before = disk_bytes(opened.root)
         opened.empty_trash()
-        opened.index.sweep()
-        opened.drop_recipes(size, spare=1)
+        opened.drop_recipes(size, spare=next(reversed(list(opened.shelves())), None))
         for shelf in opened.shelves():
             if disk_bytes(opened.root) > size:
                 opened.shrink(shelf, size - disk_bytes(opened.root) + shelf.database.file_bytes())
         opened.drop_recipes(size)
-        if disk_bytes(opened.root) > size:
-            opened.discard(opened.index.database)
-        opened.empty_trash()
+        opened.tidy_index(size)
         return max(0, before - disk_bytes(opened.root))
 
     def clear(self) -> None:
-        """Delete all features, those of other versions of the layout too."""
-        root = Path(self.path)
-        for folder in root.glob("v[0-9]*"):
-            _Opened(folder, 0).close()
-            grave = root / f"trash-{uuid.uuid4().hex}"
-            with contextlib.suppress(FileNotFoundError):
-                folder.rename(grave)
-        for grave in root.glob("trash-*"):
+        """Delete all features, those of other versions of the layout too, and nothing else that lies in the folder."""
+        for folder in self._root.glob("v*"):
+            if re.fullmatch(r"v\d+", folder.name) and (folder / "seed").exists():
+                _Opened(folder, 0).close()
+                with contextlib.suppress(FileNotFoundError):
+                    folder.rename(self._root / f"{_GRAVE}{uuid.uuid4().hex}")
+        for grave in self._root.glob(f"{_GRAVE}*"):
             shutil.rmtree(grave, ignore_errors=True)
         MEMORY.clear()
 
@@ -179,8 +185,13 @@ class FeatureStore:
                 shelf.drop(wrong)
         return counts
 
+    @property
+    def _root(self) -> Path:
+        """One name for the folder, whatever path leads to it."""
+        return Path(os.path.realpath(Path(self.path).expanduser()))
+
     def _existing(self) -> _Opened | None:
-        return self._open() if (Path(self.path) / SCHEMA / "seed").exists() else None
+        return self._open() if (self._root / SCHEMA / "seed").exists() else None
 
     def _open(self) -> _Opened:
         """The store, made where it is missing.
@@ -188,19 +199,24 @@ class FeatureStore:
         Raises
         ------
         StoreError
-            It would lie on a network file system.
-        StoreError
-            It cannot be made or read.
+            It would lie on a network file system, or cannot be made or read.
         """
-        root = Path(self.path).absolute()
+        root, folder = self._root, self._root / SCHEMA
         check_local(root)
         try:
+            foreign = folder.is_dir() and any(not path.name.startswith("draft-") for path in folder.iterdir())
+            if foreign and not (folder / "seed").exists():  # the seed comes before all else
+                raise StoreError(f"{folder} is there and holds something else. Take another folder")
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for folder in (root / SCHEMA, root / SCHEMA / "recipes", root / SCHEMA / "trash"):
-                folder.mkdir(mode=0o700, exist_ok=True)
-            return _Opened(root / SCHEMA, _seed(root / SCHEMA / "seed"))
+            folder.mkdir(mode=0o700, exist_ok=True)
+            seed = _seed(folder / "seed")
+            for room in ("recipes", "trash"):
+                (folder / room).mkdir(mode=0o700, exist_ok=True)
+        except StoreError:
+            raise
         except (OSError, ValueError) as error:
             raise StoreError(f"{root} cannot be used: {error}") from error
+        return _Opened(folder, seed)
 
 
 def resolve_store(cache: object) -> FeatureStore | None:
@@ -234,8 +250,15 @@ class _Opened:
 
     def shelves(self) -> Iterator[Shelf]:
         """Every recipe's shelf, least recently used first; damaged ones too."""
-        for folder in sorted((self.root / "recipes").iterdir(), key=_last_use):
+        folders = [path for path in (self.root / "recipes").glob("*") if re.fullmatch(r"[0-9a-f]{32}", path.name)]
+        for folder in sorted(folders, key=_last_use):
             yield Shelf.at(folder)
+
+    def computed(self) -> int:
+        """Images that went through a network, as far as the index knows."""
+        with contextlib.suppress(StoreError):
+            return self.index.computed()
+        return 0
 
     def make_room(self, shelf: Shelf, size: int, incoming: int) -> None:
         """Make sure that ``incoming`` more bytes of one shelf leave the store within ``size``.
@@ -247,70 +270,83 @@ class _Opened:
         """
         if disk_bytes(self.root) + incoming <= size * _FULL:
             return
-        self.drop_recipes(int(size * _FULL) - incoming, spare=1)
+        self.drop_recipes(int(size * _FULL) - incoming, spare=shelf)
         room = size - (disk_bytes(self.root) - shelf.database.file_bytes())
-        if incoming > room * (1 - _FULL):
+        if incoming > room / 2:
             raise StoreError(f"max_size={size} bytes leave no room for {incoming} more")
         if shelf.database.live_bytes() + incoming > room * _FULL:
             self._drop_rows(shelf, int(room * _FULL * _LEFT) - incoming)
 
-    def drop_recipes(self, size: int, spare: int = 0) -> None:
-        """Delete recipes, least recently used first, until the store fits or ``spare`` are left."""
-        shelves = list(self.shelves())
-        for shelf in shelves[: len(shelves) - spare]:
+    def drop_recipes(self, size: int, spare: Shelf | None = None) -> None:
+        """Delete recipes other than ``spare``, least recently used first, until the store fits."""
+        for shelf in list(self.shelves()):
             if disk_bytes(self.root) <= size:
                 return
-            self.discard(shelf.database)
+            if shelf != spare:
+                self.discard(shelf.database)
 
     def shrink(self, shelf: Shelf, size: int) -> None:
-        """Drop rows, least recently used first, and write the rest into a smaller file."""
-        self._drop_rows(shelf, int(size * _LEFT))
-        fresh = self.root / "trash" / uuid.uuid4().hex
-        fresh.mkdir(mode=0o700)
-        shelf.database.compact(fresh)
+        """Drop rows, least recently used first, and write the rest into a smaller file; all where that fails."""
+        draft = self.root / f"draft-{uuid.uuid4().hex}"
+        try:
+            self._drop_rows(shelf, int(size * _LEFT))
+            draft.mkdir(mode=0o700)
+            shelf.database.compact(draft)
+        except (StoreError, OSError):  # a full disk has no room for the copy
+            shutil.rmtree(draft, ignore_errors=True)
+            self.discard(shelf.database)
+            return
         self._bury(shelf.database)
-        with contextlib.suppress(OSError):  # somebody began anew meanwhile: theirs stays
-            fresh.rename(shelf.database.folder)
+        try:
+            draft.rename(shelf.database.folder)
+        except OSError:  # somebody began anew meanwhile: theirs stays
+            shutil.rmtree(draft, ignore_errors=True)
         self.empty_trash()
 
+    def tidy_index(self, size: int) -> None:
+        """Forget leases of processes that are gone, and all shortcuts where the store is still too large."""
+        self.index.sweep()
+        if disk_bytes(self.root) > size:
+            computed = self.computed()
+            self.discard(self.index.database)
+            with contextlib.suppress(StoreError):
+                self.index.count(computed)
+
     def discard(self, database: Database) -> None:
-        """Delete a database, whoever has it open."""
-        with contextlib.suppress(StoreError):
-            if database.folder.parent.name == "recipes":
-                self._count_before(Shelf.at(database.folder).computed())
+        """Delete a database, whoever has it open.
+
+        Raises
+        ------
+        StoreError
+            The folder cannot be written to.
+        """
         self._bury(database)
         self.empty_trash()
 
     def empty_trash(self) -> None:
-        """Delete what was moved out of the way."""
+        """Delete what was moved out of the way, and what a process that ended left half-made."""
         for grave in (self.root / "trash").glob("*"):
             shutil.rmtree(grave, ignore_errors=True)
-
-    def computed_before(self) -> int:
-        """Images computed for recipes that are deleted."""
-        with contextlib.suppress(OSError, ValueError):
-            return int((self.root / "computed").read_text())
-        return 0
+        for draft in [path for path in self.root.glob("draft-*") if time.time() - _last_use(path) > _DRAFT_S]:
+            shutil.rmtree(draft, ignore_errors=True)
 
     def close(self) -> None:
         """Close all databases in this process."""
         self.index.database.close()
-        with contextlib.suppress(OSError):
-            for shelf in self.shelves():
-                shelf.database.close()
-
-    def _count_before(self, computed: int) -> None:
-        draft = self.root / f"computed-{uuid.uuid4().hex}"
-        draft.write_text(str(self.computed_before() + computed))
-        draft.replace(self.root / "computed")
+        for shelf in self.shelves():
+            shelf.database.close()
 
     def _bury(self, database: Database) -> None:
         database.close()
-        with contextlib.suppress(FileNotFoundError):
+        try:
             database.folder.rename(self.root / "trash" / uuid.uuid4().hex)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StoreError(f"{database.folder} cannot be removed: {error}") from error
 
     def _drop_rows(self, shelf: Shelf, live: int) -> None:
-        digests = shelf.digests()
+        digests = shelf.digests() if shelf.database.live_bytes() > live else []
         while digests and shelf.database.live_bytes() > live:
             share = 1 - live / shelf.database.live_bytes()
             n = min(len(digests), max(1, round(share * len(digests))), _DROPPED_AT_ONCE)
@@ -336,12 +372,33 @@ def _last_use(folder: Path) -> float:
     return 0.0
 
 
+def _digests(shelf: Shelf) -> list[bytes]:
+    with contextlib.suppress(StoreError):
+        return shelf.digests()
+    return []
+
+
 def _seed(file: Path) -> int:
-    """The number in a file, drawn by whoever comes first."""
-    if not file.exists():
-        draft = file.with_name(f"seed-{uuid.uuid4().hex}")
-        draft.write_text(secrets.token_hex(8))
-        with contextlib.suppress(FileExistsError):
-            os.link(draft, file)
-        draft.unlink()
-    return int(file.read_text(), 16)
+    """The number in a file, drawn by whoever comes first; drawn anew where the file was damaged."""
+    for _ in range(3):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return int(file.read_text(), 16)
+        draft = file.with_name(f"draft-{uuid.uuid4().hex}")
+        try:
+            _write_to_disk(draft, secrets.token_hex(8))
+            if file.exists():
+                draft.replace(file)
+            else:
+                os.link(draft, file)
+        except FileExistsError:
+            continue
+        finally:
+            draft.unlink(missing_ok=True)
+    raise ValueError(f"{file} holds no number")
+
+
+def _write_to_disk(file: Path, text: str) -> None:
+    with file.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())

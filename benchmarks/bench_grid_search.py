@@ -1,0 +1,257 @@
+"""A grid search over layers and classifiers: how often each photo goes through the network, and what it costs.
+
+    python benchmarks/bench_grid_search.py [--quick] [--json FILE]
+
+squeezenet1_1 with real weights on 243 photos of ants and bees, from ``$FEATX_DATA``; its last three stages x 4 values
+of C x 5 folds, and a refit. Five ways to the same scores: a plain transformer, ``Pipeline(memory=...)``, a new
+``cache=``, the same cache in another process, and the ideal: one bare pass that reads all three stages, then the same
+fits on ready matrices. Each runs in a process of its own, and the clock runs from the search's first step to its last,
+imports left out. What counts are the ratios, since all of them share the machine; the short ones take turns and give
+medians. The ratio of processor times, of all threads, tells how far others disturbed. Exits with 1 where a limit is not
+met. ``--quick`` takes 40 photos and checks scores and passes alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+import featx.activations.extraction  # noqa: F401 with torchvision, so that the clock does not run for it
+from featx import FeatureStore, PretrainedFeatureExtractor, list_layers, load_image_folder
+
+DATA = Path(os.environ.get("FEATX_DATA", Path(__file__).parents[2] / "shared"))
+WEIGHTS = DATA / "weights" / "squeezenet1_1-imagenet-features.safetensors"
+
+STAGES = list_layers("squeezenet1_1")[-3:]
+STRENGTHS = [0.001, 0.01, 0.1, 1.0]  # C
+N_FOLDS, N_QUICK, TURNS = 5, 40, 3
+# Largest difference between two ways' mean scores: they are means over the same folds of the same counts of hits.
+TOLERANCE = 1e-9
+LABELS = {
+    "plain": "plain transformer",
+    "memory": "Pipeline(memory=)",
+    "cold": "featx, new cache",
+    "warm": "featx, new process",
+    "ideal": "ideal",
+}
+# Of one way's time over another's. The last is no demand of its own, only what must follow.
+LIMITS = (
+    ("cold", "ideal", "at most", 1.25),
+    ("plain", "cold", "at least", 30.0),
+    ("memory", "cold", "at least", 15.0),
+    ("warm", "ideal", "at most", 1.0),
+)
+
+Scores = list[float]  # by stage, then by C
+Figures = dict[str, Any]
+
+
+def make_extractor(cache: FeatureStore | None, layers: Any = "penultimate") -> PretrainedFeatureExtractor:
+    return PretrainedFeatureExtractor("squeezenet1_1", weights=WEIGHTS, layers=layers, normalize="l2", cache=cache)
+
+
+def classifier_steps() -> list[tuple[str, Any]]:
+    return [("scale", StandardScaler()), ("classify", LogisticRegression(max_iter=1000))]
+
+
+# The ways. Each runs in a process of its own.
+
+
+def search(paths: np.ndarray, y: np.ndarray, cache: FeatureStore | None, memory: str | None) -> Scores:
+    """One grid search over the whole pipeline."""
+    pipeline = Pipeline([("extract", make_extractor(cache)), *classifier_steps()], memory=memory)
+    grid = {"extract__layers": STAGES, "classify__C": STRENGTHS}
+    found = GridSearchCV(pipeline, grid, cv=N_FOLDS).fit(paths, y).cv_results_
+    scores = {
+        (point["extract__layers"], point["classify__C"]): score
+        for point, score in zip(found["params"], found["mean_test_score"], strict=True)
+    }
+    return [float(scores[stage, strength]) for stage in STAGES for strength in STRENGTHS]
+
+
+def search_ideally(paths: np.ndarray, y: np.ndarray) -> Scores:
+    """One pass that reads all stages, then the same fits on ready matrices, and one refit."""
+    extractor = make_extractor(None, STAGES)
+    matrix, names = extractor.transform(paths), extractor.get_feature_names_out()
+    searches, matrices = [], []
+    for stage in STAGES:  # normalize="l2" works on each stage by itself
+        matrices.append(matrix[:, [name.startswith(f"{stage}_avg_") for name in names]])
+        grid = GridSearchCV(Pipeline(classifier_steps()), {"classify__C": STRENGTHS}, cv=N_FOLDS, refit=False)
+        searches.append(grid.fit(matrices[-1], y))
+    scores = [score for grid in searches for score in grid.cv_results_["mean_test_score"].tolist()]
+    best, strength = divmod(int(np.argmax(scores)), len(STRENGTHS))
+    Pipeline(classifier_steps()).set_params(classify__C=STRENGTHS[strength]).fit(matrices[best], y)
+    return scores
+
+
+def run(way: str, photos: Path, folder: Path, quick: bool) -> Figures:
+    """Scores, seconds and passes over the photos of one way."""
+    data = load_image_folder(photos)
+    paths, y = (data.data[:N_QUICK], data.target[:N_QUICK]) if quick else (data.data, data.target)
+    cache = FeatureStore(folder) if way in ("cold", "warm") else None
+    memory = str(folder) if way == "memory" else None
+    n_seen = count_images()
+    start, start_cpu = time.perf_counter(), time.process_time()
+    scores = search_ideally(paths, y) if way == "ideal" else search(paths, y, cache, memory)
+    times = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - start_cpu}
+    computed = None if cache is None else cache.info()["computed"]
+    return {"scores": scores, **times, "images": n_seen(), "n": len(paths), "computed": computed}
+
+
+def count_images() -> Callable[[], int]:
+    """How many images went through a SqueezeNet since, leaving out the shapes that are traced without values."""
+    seen = [0]
+
+    def count(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        if type(module).__name__ == "SqueezeNet" and args[0].device.type != "meta":
+            seen[0] += len(args[0])
+
+    register_module_forward_pre_hook(count)
+    return lambda: seen[0]
+
+
+# All of them.
+
+
+def run_in_process(way: str, photos: Path, folder: Path, quick: bool) -> Figures:
+    """Figures of one way, from a new process."""
+    command = [sys.executable, __file__, "--way", way, str(photos), str(folder), *(["--quick"] if quick else [])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def measure(folder: Path, quick: bool) -> dict[str, list[Figures]]:
+    """All runs of every way."""
+    photos = folder / "photos"
+    with zipfile.ZipFile(DATA / "data" / "ants-bees.zip") as archive:
+        archive.extractall(photos)
+    runs: dict[str, list[Figures]] = {way: [] for way in LABELS}
+    for turn in range(1 if quick else TURNS):
+        for way in ("ideal", "cold", "warm"):
+            runs[way].append(run_in_process(way, photos, folder / f"store-{turn}", quick))
+    for way in ("memory", "plain"):
+        runs[way].append(run_in_process(way, photos, folder / way, quick))
+    return runs
+
+
+def check_parity(runs: dict[str, list[Figures]]) -> None:
+    """Every way has the same scores; the cache sends each photo through the network once, and none again."""
+    wanted = np.asarray(runs["ideal"][0]["scores"])
+    for way, figures in runs.items():
+        for run in figures:
+            difference = np.abs(np.asarray(run["scores"]) - wanted).max()
+            assert difference <= TOLERANCE, f"{LABELS[way]}: scores differ by up to {difference}"
+    for way, passes in (("ideal", 1), ("cold", 1), ("warm", 0)):
+        for run in runs[way]:
+            assert run["images"] == passes * run["n"], f"{LABELS[way]}: {run['images']} images through the network"
+    for run in (*runs["cold"], *runs["warm"]):
+        assert run["computed"] == run["n"], f"the store has counted {run['computed']} images"
+
+
+def summarise(runs: dict[str, list[Figures]]) -> dict[str, Figures]:
+    """Per way the median times, their ratios to the ideal, and passes over the photos."""
+
+    def median(way: str, name: str) -> float:
+        return float(np.median([run[name] for run in runs[way]]))
+
+    return {
+        way: {
+            "time_to_ideal": median(way, "seconds") / median("ideal", "seconds"),
+            "cpu_to_ideal": median(way, "cpu_seconds") / median("ideal", "cpu_seconds"),
+            "passes": figures[0]["images"] / figures[0]["n"],
+            "images": figures[0]["images"],
+            "seconds": [run["seconds"] for run in figures],
+            "cpu_seconds": [run["cpu_seconds"] for run in figures],
+        }
+        for way, figures in runs.items()
+    }
+
+
+def print_table(ways: dict[str, Figures]) -> None:
+    print(f"{'':20} time / ideal   CPU / ideal   passes   images   seconds   runs")
+    for way, row in ways.items():
+        print(f"{LABELS[way]:20} {row['time_to_ideal']:12.2f} {row['cpu_to_ideal']:13.2f}", end=" ")
+        print(f"{row['passes']:8.2f} {row['images']:8,} {np.median(row['seconds']):9.2f} {len(row['seconds']):6}")
+
+
+def check_limits(ways: dict[str, Figures]) -> list[Figures]:
+    """The ratios that matter, with their limits and whether they are met."""
+    rows = []
+    for way, other, kind, limit in LIMITS:
+        time_ratio, cpu_ratio = (ways[way][name] / ways[other][name] for name in ("time_to_ideal", "cpu_to_ideal"))
+        met = time_ratio >= limit if kind == "at least" else time_ratio <= limit
+        row = {"ratio": f"{way} / {other}", "time": time_ratio, "cpu": cpu_ratio}
+        rows.append(row | {"limit": f"{kind} {limit:g}", "met": bool(met)})
+    return rows
+
+
+def print_limits(rows: list[Figures], quick: bool) -> None:
+    print(f"\n{'':15}     time      CPU   limit of the time" + " (too few photos to judge)" * quick)
+    for row in rows:
+        verdict = "" if quick else ("met" if row["met"] else "NOT MET")
+        print(f"{row['ratio']:15} {row['time']:8.2f} {row['cpu']:8.2f}   {row['limit']:17} {verdict}".rstrip())
+
+
+def about() -> Figures:
+    """Versions, machine and commit."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    packages = ("featx", "scikit-learn", "joblib", "lmdb", "numpy", "torch", "torchvision")
+    return {
+        "commit": commit.stdout.strip(),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        **{name: version(name) for name in packages},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="40 photos, and no limit on time")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--way", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.way:
+        way, photos, folder = arguments.way
+        return print(json.dumps(run(way, Path(photos), Path(folder), arguments.quick)))
+    with tempfile.TemporaryDirectory() as folder:
+        runs = measure(Path(folder), arguments.quick)
+    check_parity(runs)
+    ways = summarise(runs)
+    limits = check_limits(ways)
+    n_photos, n_fits = runs["ideal"][0]["n"], len(STAGES) * len(STRENGTHS) * N_FOLDS
+    print(f"{n_photos} photos, {n_fits} fits and a refit; all ways have the same scores\n")
+    print_table(ways)
+    print_limits(limits, arguments.quick)
+    if arguments.json:
+        figures = {"n_photos": n_photos, "ways": ways, "limits": limits, "scores": runs["ideal"][0]["scores"]}
+        arguments.json.write_text(json.dumps(figures | about(), indent=2))
+    sys.exit(not arguments.quick and not all(row["met"] for row in limits))
+
+
+if __name__ == "__main__":
+    main()
