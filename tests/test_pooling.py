@@ -88,7 +88,7 @@ def test_rows_are_as_wide_as_announced_and_share_no_memory(
 
 def joined(plan: FeaturePlan, *outputs: torch.Tensor) -> np.ndarray:
     """What a plan makes of the outputs of its layers."""
-    return plan.join([pool(output, *slot).flatten(1) for slot, output in zip(plan.slots, outputs, strict=True)])
+    return plan.join([pool(output, *slot).flatten(1).numpy() for slot, output in zip(plan.slots, outputs, strict=True)])
 
 
 @pytest.mark.parametrize("normalize", ["l2", "signed-sqrt"])

@@ -92,7 +92,7 @@ class Recipe:
             for batch, computed in zip(batches, computing, strict=True):
                 rows = np.full((len(batch), *self.plan.shape), np.nan, dtype=np.float32)
                 if computed.rows:
-                    parts = [computed.parts[slot] for slot in self.plan.slots]
+                    parts = [computed.parts[slot].numpy() for slot in self.plan.slots]
                     rows[np.subtract(computed.rows, batch.start)] = self.plan.join(parts)
                 yield Block(batch.start, batch.stop, rows, list(computed.errors.values()))
 

@@ -67,8 +67,7 @@ class KeptRecipe:
             known = [row for row in range(len(rows)) if row not in lookup.errors]
             if known:
                 places = lookup.places[known]
-                parts = [torch.from_numpy(rows[places]) for rows in lookup.parts]
-                rows[known] = self.recipe.plan.join(parts)
+                rows[known] = self.recipe.plan.join([part[places] for part in lookup.parts])
             yield Block(start, start + len(rows), rows, [lookup.errors[row] for row in sorted(lookup.errors)])
 
     def warm(self, items: Items) -> list[ImageError]:

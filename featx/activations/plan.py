@@ -16,6 +16,9 @@ from featx.activations.pooling import GRID_POOLINGS, check_pooling, width_of
 from featx.backbones.layers import Layer
 from featx.store import Column
 
+# A row of zeros stays one.
+_SHORTEST = np.float32(1e-12)
+
 
 class Slot(NamedTuple):
     """One layer in one pooling: what a pass reads at one place."""
@@ -77,15 +80,15 @@ class FeaturePlan:
         names = [f"{prefix}_{i}" for layer, prefix in self._prefixes() for i in range(self._width(layer))]
         return np.asarray(names, dtype=object)
 
-    def join(self, parts: Sequence[torch.Tensor]) -> np.ndarray:
-        """Rows from one part (n, ...) per slot: normalised, side by side; maps are brought to the first one's grid."""
+    def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Rows from one part (n, width) per slot: normalised, side by side; maps take the first one's grid."""
         parts = [
-            _normalised(part.unflatten(1, slot.shape), self.normalize)
+            _normalised(part.reshape(-1, *slot.shape), self.normalize)
             for slot, part in zip(self.slots, parts, strict=True)
         ]
         if self.pooling == "map":
             parts = [parts[0], *(_resized(part, parts[0].shape[1:3]) for part in parts[1:])]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).numpy()
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
     def _width(self, layer: Layer) -> int:
         return width_of(layer, self.pooling, self.grid)
@@ -98,16 +101,18 @@ class FeaturePlan:
         ]
 
 
-def _normalised(rows: torch.Tensor, normalize: str | None) -> torch.Tensor:
+# In NumPy: for rows this short, waking torch's threads takes longer than the sum.
+def _normalised(rows: np.ndarray, normalize: str | None) -> np.ndarray:
     if normalize is None:
         return rows
     if normalize == "signed-sqrt":
-        rows = rows.sign() * rows.abs().sqrt()
-    return F.normalize(rows, dim=-1)
+        rows = np.sign(rows) * np.sqrt(np.abs(rows))
+    lengths = np.sqrt(np.einsum("...i,...i->...", rows, rows))[..., np.newaxis]
+    return rows / np.maximum(lengths, _SHORTEST)
 
 
-def _resized(part: torch.Tensor, grid: torch.Size) -> torch.Tensor:
+def _resized(part: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
     if part.shape[1:3] == grid:
         return part
-    cells = F.interpolate(part.permute(0, 3, 1, 2), tuple(grid), mode="bilinear", align_corners=False)
-    return cells.permute(0, 2, 3, 1)
+    cells = torch.from_numpy(part).permute(0, 3, 1, 2)
+    return F.interpolate(cells, grid, mode="bilinear", align_corners=False).permute(0, 2, 3, 1).numpy()

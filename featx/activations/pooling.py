@@ -16,7 +16,7 @@ GEM_FLOOR = 1e-6
 GRID_POOLINGS = ("avg", "max", "gem")
 
 # Values pooled at once on a CPU: while they are in its cache, each further pooling of them costs little.
-_VALUES_AT_ONCE = 2**18
+_VALUES_AT_ONCE = 2**20
 
 
 def pool(output: torch.Tensor, layer: Layer, pooling: str, grid: int) -> torch.Tensor:

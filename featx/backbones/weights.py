@@ -84,6 +84,7 @@ def resolve_weights(backbone: Backbone, weights: object) -> Weights:
     )
 
 
+@lru_cache(maxsize=256)
 def preset_of(backbone: Backbone, weights: Weights) -> Preset:
     """Preprocessing that the weights were trained with; torchvision's first ImageNet preset for a file or None."""
     if backbone.label == EMBEDDED and backbone.named:

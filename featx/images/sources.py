@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
@@ -90,6 +90,12 @@ class Items(Sequence[Item]):
         except UnreadableImage as error:
             self._fail(row, item, error)
         return pixels, found == digest
+
+    def iter_paths(self) -> Iterator[str | None]:
+        """Path of every item that is a file, None for the others; faster than making the items."""
+        for row in self._rows:
+            element = self._elements[row]
+            yield os.fsdecode(element) if isinstance(element, str | os.PathLike) else None
 
     def original_row(self, row: int) -> int:
         """Position of an item in the X that this sequence was first made of."""

@@ -7,12 +7,12 @@ import struct
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lmdb
 import xxhash
@@ -51,9 +51,8 @@ class Index:
 
     def digests(self, items: Items, n_threads: int) -> list[bytes | ImageError]:
         """Digest of every item; files that are known and unchanged are not read."""
-        files = [_File.of(item) if isinstance(item, PathItem) else None for item in items]
-        known = self._known(files)
-        out: list[bytes | ImageError | None] = list(known)
+        files = _look_at(items.iter_paths())
+        out: list[bytes | ImageError | None] = list(self._known(files))
         unknown = [row for row, digest in enumerate(out) if digest is None]
         if len(unknown) > 1 and n_threads > 1:
             with ThreadPoolExecutor(n_threads, thread_name_prefix="featx-digest") as pool:
@@ -68,11 +67,11 @@ class Index:
     def digest_of_file(self, path: str) -> bytes:
         """Digest of any file's bytes, through the same shortcuts."""
         item = PathItem(path, max_pixels=0)
-        file = _File.of(item)
-        (known,) = self._known([file])
+        files = _look_at([path])
+        (known,) = self._known(files)
         if known is None:
             known = item.digest(self.seed)
-            self._remember([(file, known)])
+            self._remember([(files[0], known)])
         return known
 
     def sweep(self) -> None:
@@ -113,15 +112,15 @@ class Index:
 
         def look(txn: lmdb.Transaction, tables: dict[str, Any]) -> list[bytes | None]:
             get, table = txn.get, tables["shortcuts"]
-            return [None if file is None else file.digest_in(get(file.key, db=table)) for file in files]
+            return [None if file is None else _digest_in(get(file.key, db=table), file) for file in files]
 
         return self.database.read(look)
 
     def _remember(self, found: Sequence[tuple[_File | None, bytes | ImageError | None]]) -> None:
         settled = [
-            (file.key, file.entry(digest))
+            (file.key, file.identity + digest + _check(file, digest))
             for file, digest in found
-            if file is not None and isinstance(digest, bytes) and file.is_settled()
+            if file is not None and isinstance(digest, bytes) and _is_settled(file)
         ]
 
         def write(txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
@@ -132,9 +131,8 @@ class Index:
             self.database.write(write)
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    """A file as it was when it was looked at, before it was read."""
+class _File(NamedTuple):
+    """A file as it was when it was looked at, before it was read; in a tuple, since there are many of them."""
 
     path: str
     key: bytes
@@ -142,38 +140,47 @@ class _File:
     changed_ns: int
     seen_ns: int
 
-    @classmethod
-    def of(cls, item: PathItem) -> _File | None:
-        path = item.source
+
+def _look_at(paths: Iterable[str | None]) -> list[_File | None]:
+    """The files, None for what is no file: its own error says it better."""
+    here, seen_ns = os.getcwd(), time.time_ns()
+    found: list[_File | None] = []
+    for path in paths:
         try:
-            status = os.stat(path)
+            status = None if path is None else os.stat(path)
         except (OSError, ValueError):
-            return None  # the item's own error says it better
-        full = path if path.startswith("/") else os.path.join(os.getcwd(), path)
+            status = None
+        if path is None or status is None:
+            found.append(None)
+            continue
+        full = path if path.startswith("/") else os.path.join(here, path)
+        changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
         key = xxhash.xxh3_128_digest(os.fsencode(full))
-        return cls(path, key, _identity(status), max(status.st_mtime_ns, status.st_ctime_ns), time.time_ns())
+        found.append(_File(path, key, _identity(status), changed_ns, seen_ns))
+    return found
 
-    def digest_in(self, entry: Any) -> bytes | None:
-        """The digest in a shortcut, None where it belongs to another state of the file."""
-        if entry is None or len(entry) != 60 or entry[:40] != self.identity:
-            return None
-        digest = bytes(entry[40:56])
-        return digest if bytes(entry[56:]) == self._check(digest) else None
 
-    def entry(self, digest: bytes) -> bytes:
-        return self.identity + digest + self._check(digest)
+def _digest_in(entry: Any, file: _File) -> bytes | None:
+    """The digest in a shortcut, None where it belongs to another state of the file."""
+    if entry is None or len(entry) != 60:
+        return None
+    content = bytes(entry)
+    digest = content[40:56]
+    return digest if content[:40] == file.identity and content[56:] == _check(file, digest) else None
 
-    def is_settled(self) -> bool:
-        """Whether its last change was long ago when it was looked at, and it has not changed while it was read."""
-        if self.seen_ns - self.changed_ns < TRUST_AFTER_S * 1e9:
-            return False
-        try:
-            return _identity(os.stat(self.path)) == self.identity
-        except OSError:
-            return False
 
-    def _check(self, digest: bytes) -> bytes:
-        return xxhash.xxh32_digest(self.key + self.identity + digest)
+def _check(file: _File, digest: bytes) -> bytes:
+    return xxhash.xxh32_digest(file.key + file.identity + digest)
+
+
+def _is_settled(file: _File) -> bool:
+    """Whether its last change was long ago when it was looked at, and it has not changed while it was read."""
+    if file.seen_ns - file.changed_ns < TRUST_AFTER_S * 1e9:
+        return False
+    try:
+        return _identity(os.stat(file.path)) == file.identity
+    except OSError:
+        return False
 
 
 def _identity(status: os.stat_result) -> bytes:
