@@ -18,7 +18,7 @@ import lmdb
 import xxhash
 
 from featx.exceptions import ImageError, StoreError
-from featx.images.items import PathItem
+from featx.images.items import ArrayItem, PathItem
 from featx.images.sources import Items
 from featx.store.environment import Database
 from featx.store.owners import LEASE_S, Owner
@@ -27,6 +27,9 @@ from featx.store.owners import LEASE_S, Owner
 TRUST_AFTER_S = 2.0
 
 _COMPUTED = b"computed"  # among the owners, whose names are longer
+# Images per task handed to a thread: handing over costs more than hashing a small one.
+_TASK_SIZE = 32
+
 _IDENTITY = struct.Struct("<QQQqq")  # device, inode, size, mtime_ns, ctime_ns
 
 
@@ -51,14 +54,20 @@ class Index:
 
     def digests(self, items: Items, n_threads: int) -> list[bytes | ImageError]:
         """Digest of every item; files that are known and unchanged are not read."""
+
+        def digest_all(rows: Sequence[int]) -> list[bytes | ImageError]:
+            return [self._digest(items, row) for row in rows]
+
         files = _look_at(items.iter_paths())
         out: list[bytes | ImageError | None] = list(self._known(files))
         unknown = [row for row, digest in enumerate(out) if digest is None]
-        if len(unknown) > 1 and n_threads > 1:
+        # Arrays are hashed as fast as memory gives them; threads would only be in each other's way.
+        if len(unknown) > 1 and n_threads > 1 and not isinstance(items[unknown[0]], ArrayItem):
             with ThreadPoolExecutor(n_threads, thread_name_prefix="featx-digest") as pool:
-                found = list(pool.map(lambda row: self._digest(items, row), unknown, chunksize=16))
+                tasks = [unknown[start : start + _TASK_SIZE] for start in range(0, len(unknown), _TASK_SIZE)]
+                found = [digest for part in pool.map(digest_all, tasks) for digest in part]
         else:
-            found = [self._digest(items, row) for row in unknown]
+            found = digest_all(unknown)
         for row, digest in zip(unknown, found, strict=True):
             out[row] = digest
         self._remember([(files[row], out[row]) for row in unknown])
