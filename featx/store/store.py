@@ -385,12 +385,17 @@ def _digests(shelf: Shelf) -> list[bytes]:
 def _seed(file: Path) -> int:
     """The number in a file, drawn by whoever comes first; drawn anew where the file was damaged."""
     for _ in range(3):
-        with contextlib.suppress(FileNotFoundError, ValueError):
+        is_damaged = False
+        try:
             return int(file.read_text(), 16)
+        except FileNotFoundError:
+            pass  # and whoever makes it first is right
+        except ValueError:
+            is_damaged = True
         draft = file.with_name(f"draft-{uuid.uuid4().hex}")
         try:
             _write_to_disk(draft, secrets.token_hex(8))
-            if file.exists():
+            if is_damaged:
                 draft.replace(file)
             else:
                 os.link(draft, file)
