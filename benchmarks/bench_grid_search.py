@@ -16,19 +16,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _about import about
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
@@ -209,24 +208,6 @@ def print_limits(rows: list[Figures], quick: bool) -> None:
     for row in rows:
         verdict = "" if quick else ("met" if row["met"] else "NOT MET")
         print(f"{row['ratio']:15} {row['time']:8.2f} {row['cpu']:8.2f}   {row['limit']:17} {verdict}".rstrip())
-
-
-def about() -> Figures:
-    """Versions, machine and commit."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    packages = ("featx", "scikit-learn", "joblib", "lmdb", "numpy", "torch", "torchvision")
-    return {
-        "commit": commit.stdout.strip(),
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        **{name: version(name) for name in packages},
-    }
 
 
 def main() -> None:

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from _about import about
 from PIL import Image
 
-from featx import PretrainedFeatureExtractor, __version__
+from featx import PretrainedFeatureExtractor
 
 
 def make_photos(folder: Path, count: int) -> list[str]:
@@ -61,8 +61,7 @@ def main() -> None:
         print(f"{size:6d} {peak:10.1f}")
     print(f"growth per 1,000 images: {(peaks[sizes[1]] - peaks[sizes[0]]) / (sizes[1] - sizes[0]) * 1000:.2f} MiB")
     if arguments.json:
-        machine = {"python": platform.python_version(), "machine": platform.machine(), "featx": __version__}
-        arguments.json.write_text(json.dumps({"peak_mib": peaks, **machine}, indent=2))
+        arguments.json.write_text(json.dumps({"peak_mib": peaks, **about()}, indent=2))
 
 
 if __name__ == "__main__":

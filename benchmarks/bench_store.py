@@ -2,8 +2,9 @@
 
     python benchmarks/bench_store.py [--quick] [--json FILE]
 
-Four parts. The cost of looking up known images, beside ``numpy.take`` on a ready matrix in the same rounds; the same
-per row for stores of 10,000 and of 1,000,000 synthetic rows, each in a new process; ``max_size`` while a store is
+Four parts. The cost of looking up known images, beside ``numpy.take`` on a ready matrix in the same rounds; the cost
+of known files, each looked up once in a new process, in stores of 10,000 and of 1,000,000 rows (synthetic but for
+those files); ``max_size`` while a store is
 filled far beyond it; and pruning while another process reads. Rows are compared in all of them. Exits with 1 where a
 limit is not met, under ``--quick`` only those that do not depend on the machine. Memory figures need Linux.
 """
@@ -14,22 +15,21 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
+from _about import about
 from PIL import Image
 
 from featx import FeatureStore, PretrainedFeatureExtractor
-from featx.store import Column
 from featx.store.index import TRUST_AFTER_S
 from featx.store.memory import MEMORY
 from featx.store.shelf import Shelf
@@ -37,8 +37,8 @@ from featx.store.shelf import Shelf
 ROUNDS, TURNS = 9, 5  # medians are taken of so many, in a process and of processes
 MOST_US = {"paths": 15.0, "arrays": 30.0}  # per image
 MOST_OPENING_S, MOST_GROWTH = 1.0, 1.5
-COLUMN = Column("synthetic", 128)
 PUT_ROWS, LOOK_UP_ROWS, STEP_ROWS, MEMORY_ROWS = 2_000, 2_000, 4_096, 100_000
+SHORTCUT_BYTES = 60
 MAX_SIZE = 5_000_000
 TOLERANCE = 1e-5  # of the row's norm
 
@@ -124,39 +124,47 @@ def print_look_ups(figures: Figures) -> None:
 # Part 2: scale.
 
 
-def fill_shelf(folder: Path, count: int) -> np.ndarray:
-    """Put synthetic rows into a new shelf; the digests of a sample of them, (MEMORY_ROWS, 16) uint8."""
-    folder.mkdir(parents=True)
-    shelf, rng = Shelf.at(folder), np.random.default_rng(count)
-    digests = rng.integers(0, 256, size=(count, 16), dtype=np.uint8)
-    for start in range(0, count, PUT_ROWS):
+def fill_store(folder: Path, photos: list[str], count: int) -> None:
+    """A store of ``count`` images: some files, and synthetic rows and shortcuts of files that are not there."""
+    store, rng = FeatureStore(folder / "store", keep="asked"), np.random.default_rng(count)
+    np.save(folder / "wanted.npy", make_extractor(store).transform(photos))
+    opened = store._open()
+    (shelf,) = opened.shelves()
+    ((column,),) = shelf.groups().values()
+    digests = rng.integers(0, 256, size=(count - len(photos), 16), dtype=np.uint8)
+    for start in range(0, len(digests), PUT_ROWS):
         part = digests[start : start + PUT_ROWS]
-        shelf.put([digest.tobytes() for digest in part], {COLUMN: rows_of(part)}, [(COLUMN,)], len(part))
-    shelf.database.close()
-    return digests[rng.integers(count, size=MEMORY_ROWS)]
+        keys = [digest.tobytes() for digest in part]
+        shelf.put(keys, {column: rows_of(part, column.width)}, [(column,)])
+        opened.index.database.write(lambda txn, tables, keys=keys: put_shortcuts(txn, tables["shortcuts"], keys))
+    np.save(folder / "sample.npy", digests[rng.integers(len(digests), size=MEMORY_ROWS)])
 
 
-def rows_of(digests: np.ndarray) -> np.ndarray:
+def put_shortcuts(txn: lmdb.Transaction, table: Any, keys: list[bytes]) -> None:
+    for key in keys:
+        txn.put(key[::-1], bytes(SHORTCUT_BYTES), db=table)
+
+
+def rows_of(digests: np.ndarray, width: int) -> np.ndarray:
     """Rows that tell which digest they belong to, float32 (n, width)."""
-    return np.tile(digests, COLUMN.width // 16).astype(np.float32)
+    return np.tile(digests, width // 16).astype(np.float32)
 
 
 def measure_scale(folder: Path, quick: bool) -> list[Figures]:
     """Figures of a small and a large store, from processes that take turns."""
-    counts = (1_000, 20_000) if quick else (10_000, 1_000_000)
+    n_photos, counts = (1_000, (1_000, 20_000)) if quick else (10_000, (10_000, 1_000_000))
+    (folder / "photos").mkdir()
+    photos = make_photos(folder / "photos", n_photos)
     for count in counts:
-        fill_shelf(shelf_in(folder, count), count).tofile(folder / f"sample-{count}")
+        (folder / str(count)).mkdir()
+        fill_store(folder / str(count), photos, count)
     runs: dict[int, list[Figures]] = {count: [] for count in counts}
     for _ in range(1 if quick else TURNS):
         for count in counts:
-            command = worker_command("--look-up", shelf_in(folder, count), folder / f"sample-{count}")
+            command = worker_command("--look-up", folder / str(count), folder / "photos")
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             runs[count].append(json.loads(done.stdout))
     return [{"rows": count, **median_run(runs[count])} for count in counts]
-
-
-def shelf_in(folder: Path, count: int) -> Path:
-    return folder / str(count) / ("ab" * 16)
 
 
 def median_run(runs: list[Figures]) -> Figures:
@@ -164,36 +172,42 @@ def median_run(runs: list[Figures]) -> Figures:
     return runs[-1] | {name: float(np.median([run[name] for run in runs])) for name in ("opening_s", "us_per_row")}
 
 
-def look_up(folder: Path, sample: Path) -> Figures:
-    """What a new process sees of a shelf: medians over rounds with other rows each, and memory over many more."""
-    before, digests = rss_mib(), np.fromfile(sample, dtype=np.uint8).reshape(-1, 16)
+def look_up(folder: Path, photos: Path) -> Figures:
+    """What a new process sees of a store: the median over parts of the files, and memory over many more rows."""
+    paths = [str(photos / f"{i}.jpg") for i in range(len(list(photos.iterdir())))]
+    wanted, digests = np.load(folder / "wanted.npy"), np.load(folder / "sample.npy")
+    store = FeatureStore(folder / "store", keep="asked")
+    extractor, before = make_extractor(store), rss_mib()
     start = time.perf_counter()
-    shelf = Shelf.at(folder)
+    (shelf,) = store._open().shelves()
     shelf.n_images()
     opening = time.perf_counter() - start
-    seconds = [look_up_part(shelf, digests[k * LOOK_UP_ROWS :][:LOOK_UP_ROWS]) for k in range(ROUNDS)]
-    most = before
-    for first in range(0, MEMORY_ROWS, STEP_ROWS):
+    seconds = []
+    for first in range(0, len(paths), LOOK_UP_ROWS):
+        some = slice(first, first + LOOK_UP_ROWS)
+        start = time.perf_counter()
+        found = extractor.transform(paths[some])
+        seconds.append((time.perf_counter() - start) / len(found))
+        assert np.array_equal(found, wanted[some])
+    most = rss_mib()
+    for first in range(0, len(digests), STEP_ROWS):
         look_up_part(shelf, digests[first : first + STEP_ROWS])
         most = max(most, rss_mib(), key=lambda rss: rss.get("total", 0))
     return {
         "opening_s": opening,
-        "us_per_row": float(np.median(seconds)) / LOOK_UP_ROWS * 1e6,
+        "us_per_row": float(np.median(seconds)) * 1e6,
         "file_bytes": shelf.database.file_bytes(),
         "rss_before_mib": before,
         "rss_most_mib": most,
     }
 
 
-def look_up_part(shelf: Shelf, part: np.ndarray) -> float:
-    """Seconds for one look-up, whose rows are compared."""
-    digests, out = [digest.tobytes() for digest in part], np.empty((len(part), COLUMN.width), dtype=np.float32)
-    start = time.perf_counter()
-    found = shelf.fill(digests, [COLUMN], [out])
-    seconds = time.perf_counter() - start
-    assert found.all()
-    assert np.array_equal(out, rows_of(part))
-    return seconds
+def look_up_part(shelf: Shelf, part: np.ndarray) -> None:
+    """Read and compare synthetic rows; nothing where there are none."""
+    ((column,),) = shelf.groups().values()
+    out = np.empty((len(part), column.width), dtype=np.float32)
+    assert shelf.fill([digest.tobytes() for digest in part], [column], [out], np.arange(len(part))).all()
+    assert np.array_equal(out, rows_of(part, column.width))
 
 
 def rss_mib() -> dict[str, float]:
@@ -340,24 +354,6 @@ def failures(figures: Figures, quick: bool) -> list[str]:
         checks["opening"] = all(row["opening_s"] < MOST_OPENING_S for row in scale)
         checks["look-up in a large store"] = growth(scale) <= MOST_GROWTH
     return [name for name, met in checks.items() if not met]
-
-
-def about() -> Figures:
-    """Versions, machine and commit."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    packages = ("featx", "lmdb", "numpy", "torch", "torchvision", "xxhash")
-    return {
-        "commit": commit.stdout.strip(),
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        **{name: version(name) for name in packages},
-    }
 
 
 def measure(folder: Path, quick: bool) -> Figures:

@@ -103,11 +103,9 @@ class KeptRecipe:
         """Copy what the store knows into the look-up; the places that it does not know."""
         if not places:
             return []
-        out = [np.empty((len(places), column.width), dtype=np.float32) for column in self._columns]
-        found = self.session.fill([lookup.digests[place] for place in places], self._columns, out).all(axis=1)
-        for part, rows in zip(lookup.parts, out, strict=True):
-            part[np.asarray(places)[found]] = rows[found]
-        return np.asarray(places)[~found].tolist()
+        rows = np.asarray(places)
+        known = self.session.fill([lookup.digests[place] for place in places], self._columns, lookup.parts, rows)
+        return rows[~known].tolist()
 
     def _compute(self, lookup: _Lookup, missing: list[int]) -> set[int]:
         """Compute the missing images that nobody else is computing; the places that are done, unreadable ones too."""

@@ -116,7 +116,7 @@ class Database:
 
     def _attempt(self, use: Callable[[_Environment], T]) -> T:
         for attempt in range(_ATTEMPTS):
-            with _trouble_of(self.folder), contextlib.suppress(_Replaced):
+            with contextlib.suppress(_Replaced), _trouble_of(self.folder):
                 return use(_registered(self))
             time.sleep(attempt * _PAUSE_S)
         raise StoreError(f"{self.folder} is being replaced over and over by other processes")

@@ -56,7 +56,7 @@ class Index:
         """Digest of every item; files that are known and unchanged are not read."""
 
         def digest_all(rows: Sequence[int]) -> list[bytes | ImageError]:
-            return [self._digest(items, row) for row in rows]
+            return [digest_or_error(items, row, self.seed) for row in rows]
 
         files = _look_at(items.iter_paths())
         out: list[bytes | ImageError | None] = list(self._known(files))
@@ -109,12 +109,6 @@ class Index:
         """What `count` added up."""
         return self.database.read(_counted)
 
-    def _digest(self, items: Items, row: int) -> bytes | ImageError:
-        try:
-            return items.digest(row, self.seed)
-        except ImageError as error:
-            return error
-
     def _known(self, files: Sequence[_File | None]) -> list[bytes | None]:
         if not any(files):
             return [None] * len(files)
@@ -138,6 +132,14 @@ class Index:
 
         if settled:
             self.database.write(write)
+
+
+def digest_or_error(items: Items, row: int, seed: int) -> bytes | ImageError:
+    """Digest of one item, or the error that says why it cannot be read."""
+    try:
+        return items.digest(row, seed)
+    except ImageError as error:
+        return error
 
 
 class _File(NamedTuple):
@@ -213,7 +215,7 @@ def _is_gone(record: Any) -> bool:
 class Claims:
     """What one call has taken on: images that it computes while others wait for them.
 
-    A context manager: on leaving, whatever is still claimed is free for others, also after an error.
+    To be closed, also after an error: then whatever is still claimed is free for others.
 
     Parameters
     ----------
@@ -229,10 +231,8 @@ class Claims:
         self._ended = threading.Event()
         self._heart: threading.Thread | None = None
 
-    def __enter__(self) -> Claims:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Give everything up."""
         self._ended.set()
         if self._heart is not None:
             self._heart.join()
@@ -262,13 +262,7 @@ class Claims:
 
     def release(self, digests: Sequence[bytes]) -> None:
         """Give up the claim, after the rows were written or because they cannot be."""
-
-        def delete(txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
-            for digest in digests:
-                if txn.get(self._recipe + digest, db=tables["leases"]) == self._token:
-                    txn.delete(self._recipe + digest, db=tables["leases"])
-
-        self._database.write(delete)
+        self._database.write(lambda txn, tables: self._drop(txn, tables, digests))
         self._held.difference_update(digests)
 
     def _free(self, txn: lmdb.Transaction, tables: dict[str, Any], digests: Sequence[bytes]) -> list[bytes]:
@@ -289,10 +283,13 @@ class Claims:
                 lambda txn, tables: txn.put(self._token, Owner.here().record(), db=tables["owners"])
             )
 
-    def _leave(self, txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
-        for digest in self._held:
+    def _drop(self, txn: lmdb.Transaction, tables: dict[str, Any], digests: Iterable[bytes]) -> None:
+        for digest in digests:
             if txn.get(self._recipe + digest, db=tables["leases"]) == self._token:
                 txn.delete(self._recipe + digest, db=tables["leases"])
+
+    def _leave(self, txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
+        self._drop(txn, tables, self._held)
         txn.delete(self._token, db=tables["owners"])
 
     def _write_if_possible(self, operation: Callable[[lmdb.Transaction, dict[str, Any]], Any]) -> None:

@@ -51,8 +51,8 @@ class Memory:
         self._tables: OrderedDict[Hashable, _Table] = OrderedDict()
         self._lock = threading.Lock()
 
-    def fill(self, key: Hashable, digests: Sequence[bytes], out: np.ndarray) -> np.ndarray:
-        """Write the rows that are known into ``out`` (n, width) and return a mask (n,) of them."""
+    def fill(self, key: Hashable, digests: Sequence[bytes], out: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Copy what is known into some rows of ``out`` and return a mask (n_rows,) of them."""
         with self._lock:
             table = self._tables.get(key)
             if table is None:
@@ -60,10 +60,7 @@ class Memory:
             self._tables.move_to_end(key)
             places = table.find(digests)
             known = places >= 0
-            if known.all():
-                np.take(table.matrix, places, axis=0, out=out)
-            else:
-                out[known] = table.matrix[places[known]]
+            out[rows[known]] = table.matrix[places[known]]
             return known
 
     def add(self, key: Hashable, digests: Sequence[bytes], rows: np.ndarray) -> None:

@@ -13,9 +13,10 @@ from typing import TypeVar
 import numpy as np
 
 from featx.exceptions import ImageError, StoreError, StoreWarning
+from featx.images.items import PathItem
 from featx.images.sources import Items
 from featx.store.environment import Damaged, Deleted
-from featx.store.index import Claims
+from featx.store.index import Claims, digest_or_error
 from featx.store.memory import MEMORY
 from featx.store.places import check_local, parse_size
 from featx.store.shelf import Column, Group, Shelf
@@ -23,7 +24,8 @@ from featx.store.store import FeatureStore, _Opened
 
 T = TypeVar("T")
 
-_POLL_S = 0.05
+#: Seconds between two looks at what others are computing.
+POLL_S = 0.05
 _SHARE_AT_ONCE = 0.1  # of max_size, so that room can be made for it
 _INSIDE = ("featx", "sklearn", "contextlib", "joblib")
 
@@ -65,7 +67,7 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         if self._claims is not None:
-            self._claims.__exit__()
+            self._claims.close()
             self._claims = None
 
     def open_recipe(self, recipe: bytes, description: str) -> None:
@@ -76,8 +78,6 @@ class Session:
 
     def digest_of_file(self, path: str) -> bytes:
         """Digest of any file's bytes."""
-        from featx.images.items import PathItem
-
         return self._try(
             lambda: self._at.index.digest_of_file(path), lambda: PathItem(path, max_pixels=0).digest(self.seed)
         )
@@ -86,39 +86,34 @@ class Session:
         """Digest of every item, or the error that says why it cannot be read."""
 
         def without_shortcuts() -> list[bytes | ImageError]:
-            return [_digest(items, row, self.seed) for row in range(len(items))]
+            return [digest_or_error(items, row, self.seed) for row in range(len(items))]
 
         return self._try(lambda: self._at.index.digests(items, n_threads), without_shortcuts)
 
-    def fill(self, digests: Sequence[bytes], columns: Sequence[Column], out: Sequence[np.ndarray]) -> np.ndarray:
-        """Copy known rows into ``out``, one array (n, width) per column; a mask (n, n_columns) of what is known."""
+    def fill(
+        self, digests: Sequence[bytes], columns: Sequence[Column], out: Sequence[np.ndarray], rows: np.ndarray
+    ) -> np.ndarray:
+        """Copy values into some rows of ``out``, one array per column; a mask (n_rows,) of those known in full."""
         known = np.zeros((len(digests), len(columns)), dtype=bool)
-        for i, (column, rows) in enumerate(zip(columns, out, strict=True) if self._memory else ()):
-            known[:, i] = MEMORY.fill((self.seed, self._recipe, column), digests, rows)
-        rest = np.flatnonzero(~known.all(axis=1)).tolist()
-        if rest:
-            known[rest] |= self._fill_from_disk([digests[row] for row in rest], columns, out, rest, known[rest])
-        return known
+        for i, (column, part) in enumerate(zip(columns, out, strict=True) if self._memory else ()):
+            known[:, i] = MEMORY.fill((self.seed, self._recipe, column), digests, part, rows)
+        rest = np.flatnonzero(~known.all(axis=1))
+        if len(rest):
+            known[rest] |= self._fill_from_disk([digests[j] for j in rest.tolist()], columns, out, rows[rest])
+        return np.logical_and.reduce(known, axis=1)
 
     def _fill_from_disk(
         self,
         digests: list[bytes],
         columns: Sequence[Column],
         out: Sequence[np.ndarray],
-        places: list[int],
-        known: np.ndarray,
+        rows: np.ndarray,
     ) -> np.ndarray:
-        scratch = [np.empty((len(digests), column.width), dtype=np.float32) for column in columns]
-        found = self._try(
-            lambda: self._on.fill(digests, columns, scratch), lambda: np.zeros((len(digests), len(columns)), dtype=bool)
-        )
-        for i, column in enumerate(columns):
-            new = found[:, i] & ~known[:, i]
-            out[i][np.asarray(places)[new]] = scratch[i][new]
+        nothing = np.zeros((len(digests), len(columns)), dtype=bool)
+        found = self._try(lambda: self._on.fill(digests, columns, out, rows), lambda: nothing)
+        for part, column, new in zip(out, columns, found.T, strict=True):
             MEMORY.add(
-                (self.seed, self._recipe, column),
-                [digest for digest, is_new in zip(digests, new, strict=True) if is_new],
-                scratch[i][new],
+                (self.seed, self._recipe, column), [digests[j] for j in np.flatnonzero(new).tolist()], part[rows[new]]
             )
         return found
 
@@ -149,9 +144,7 @@ class Session:
             for start in range(0, len(digests), at_once):
                 some = slice(start, start + at_once)
                 self._at.make_room(self._on, size, row_bytes * len(digests[some]))
-                self._on.put(
-                    digests[some], {column: part[some] for column, part in parts.items()}, groups, len(digests[some])
-                )
+                self._on.put(digests[some], {column: part[some] for column, part in parts.items()}, groups)
                 self._at.index.count(len(digests[some]))
             _forgive(self._store)
 
@@ -167,7 +160,7 @@ class Session:
 
     def wait(self) -> None:
         """Give others a moment."""
-        time.sleep(_POLL_S)
+        time.sleep(POLL_S)
 
     @property
     def _at(self) -> _Opened:
@@ -218,13 +211,6 @@ class Session:
             self._store,
             f"Features are computed but not kept in the feature store at {self._store.path!r}: {error}. {advice}",
         )
-
-
-def _digest(items: Items, row: int, seed: int) -> bytes | ImageError:
-    try:
-        return items.digest(row, seed)
-    except ImageError as error:
-        return error
 
 
 _WARNED: set[tuple[str, str]] = set()

@@ -40,7 +40,8 @@ class _Place(NamedTuple):
 
     prefix: bytes
     position: int
-    offset: int
+    start: int
+    stop: int
     record_bytes: int
 
 
@@ -67,27 +68,29 @@ class Shelf:
         """The shelf in a folder that is named after the recipe's digest."""
         return cls(Database(folder, _TABLES, durable=True), bytes.fromhex(folder.name))
 
-    def fill(self, digests: Sequence[bytes], columns: Sequence[Column], out: Sequence[np.ndarray]) -> np.ndarray:
-        """Copy rows into ``out``, one array (n, width) per column; a mask (n, n_columns) of what was found."""
+    def fill(
+        self, digests: Sequence[bytes], columns: Sequence[Column], out: Sequence[np.ndarray], rows: np.ndarray
+    ) -> np.ndarray:
+        """Copy values into some rows of ``out``, one array per column; a mask (n_rows, n_columns) of what was found."""
         found = np.zeros((len(digests), len(columns)), dtype=bool)
         stale: list[bytes] = []
 
         def look(txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
-            cursor = txn.cursor(tables["rows"])
+            get, table = txn.get, tables["rows"]
             places = _places(txn, tables["meta"])
             for i, column in enumerate(columns):
                 for place in places.get(column, ()):
-                    wanted = [row for row in range(len(digests)) if not found[row, i]]
-                    records = _records(cursor, place.prefix, [digests[row] for row in wanted])
-                    for row in wanted:
-                        record = records.get(digests[row])
-                        if record is not None and _copy(
-                            record, place, self._seed(place.prefix, digests[row]), out[i][row]
-                        ):
-                            found[row, i] = True
-            stale.extend(
-                _stale(txn, tables["used"], [digests[row] for row in np.flatnonzero(found.any(axis=1)).tolist()])
-            )
+                    wanted = np.flatnonzero(~found[:, i]).tolist()
+                    records = [get(place.prefix + digests[j], db=table) for j in wanted]
+                    new = {
+                        j: values
+                        for j, record in zip(wanted, records, strict=True)
+                        if (values := self._values(record, place, digests[j])) is not None
+                    }
+                    found[list(new), i] = True
+                    out[i][rows[list(new)]] = np.frombuffer(b"".join(new.values()), "<f4").reshape(-1, column.width)
+            used = [digests[j] for j in np.flatnonzero(found.any(axis=1)).tolist()]
+            stale.extend(_stale(txn, tables["used"], used))
 
         self.database.read(look)
         with suppress(OSError):
@@ -101,23 +104,18 @@ class Shelf:
         """Whether all columns are there for an image; their checksums are not looked at."""
 
         def look(txn: lmdb.Transaction, tables: dict[str, Any]) -> list[bool]:
-            cursor = txn.cursor(tables["rows"])
+            get, table = txn.get, tables["rows"]
             places = _places(txn, tables["meta"])
-            there = np.ones(len(digests), dtype=bool)
-            for column in columns:
-                any_place = np.zeros(len(digests), dtype=bool)
-                for place in places.get(column, ()):
-                    records = _records(cursor, place.prefix, digests)
-                    any_place |= [digest in records for digest in digests]
-                there &= any_place
-            return there.tolist()
+            prefixes = [[place.prefix for place in places.get(column, ())] for column in columns]
+            return [
+                all(any(get(prefix + digest, db=table) is not None for prefix in of_column) for of_column in prefixes)
+                for digest in digests
+            ]
 
         return self.database.read(look)
 
-    def put(
-        self, digests: Sequence[bytes], parts: dict[Column, np.ndarray], groups: Sequence[Group], computed: int
-    ) -> None:
-        """Keep rows, and count the images that went through a network for them."""
+    def put(self, digests: Sequence[bytes], parts: dict[Column, np.ndarray], groups: Sequence[Group]) -> None:
+        """Keep rows, one array (n, width) per column of the groups."""
         records = [
             (_prefix(group) + digest, record)
             for group in groups
@@ -130,7 +128,6 @@ class Shelf:
             for key, record in records:
                 txn.put(key, record, db=tables["rows"])
             _stamp(txn, tables["used"], digests)
-            txn.put(b"computed", str(_computed(txn, tables) + computed).encode(), db=tables["meta"])
 
         self.database.write(write)
 
@@ -157,9 +154,9 @@ class Shelf:
             lambda txn, tables: bytes(txn.get(b"description", b"", db=tables["meta"])).decode(errors="replace")
         )
 
-    def computed(self) -> int:
-        """Images that went through a network for this recipe."""
-        return self.database.read(_computed)
+    def groups(self) -> dict[bytes, Group]:
+        """What records there can be, by their prefix."""
+        return self.database.read(lambda txn, tables: dict(_groups(txn, tables["meta"])))
 
     def digests(self) -> list[bytes]:
         """The images that there are records of, least recently used first."""
@@ -183,11 +180,21 @@ class Shelf:
             for key, record in txn.cursor(tables["rows"]):
                 prefix, digest = bytes(key[:8]), bytes(key[8:])
                 total += 1
-                if prefix not in groups or not _is_right(record, prefix, self._seed(prefix, digest), groups[prefix]):
+                places = _places_in(prefix, groups[prefix]) if prefix in groups else [None]
+                if any(place is None or self._values(record, place, digest) is None for place in places):
                     wrong.append(digest)
             return total, wrong
 
         return self.database.read(look)
+
+    def _values(self, record: Any, place: _Place, digest: bytes) -> bytes | None:
+        """One column's values in a record; None without one, or where it is not as it was written."""
+        if record is None or len(record) != place.record_bytes:
+            return None
+        values = bytes(record[place.start : place.stop])  # what is checked is what is handed out
+        at = _CHECK_BYTES * place.position
+        right = _checksum(values, self._seed(place.prefix, digest), place.position)
+        return values if record[at : at + _CHECK_BYTES] == right else None
 
     def _seed(self, prefix: bytes, digest: bytes) -> int:
         """Of a record's checksums: a record means nothing in another place."""
@@ -229,42 +236,13 @@ def _places_in(prefix: bytes, group: Group) -> list[_Place]:
     start = _CHECK_BYTES * len(group)
     ends = np.cumsum([column.width * 4 for column in group]).tolist()
     return [
-        _Place(prefix, position, start + end - 4 * column.width, start + ends[-1])
+        _Place(prefix, position, start + end - 4 * column.width, start + end, start + ends[-1])
         for position, (column, end) in enumerate(zip(group, ends, strict=True))
     ]
 
 
-def _records(cursor: lmdb.Cursor, prefix: bytes, digests: Sequence[bytes]) -> dict[bytes, Any]:
-    return {bytes(key[8:]): record for key, record in cursor.getmulti([prefix + digest for digest in digests])}
-
-
-def _copy(record: Any, place: _Place, seed: int, out: np.ndarray) -> bool:
-    """Copy one column out of a record, if it is as it was written."""
-    if len(record) != place.record_bytes:
-        return False
-    values = bytes(record[place.offset : place.offset + 4 * len(out)])  # what is checked is what is handed out
-    at = _CHECK_BYTES * place.position
-    if _checksum(values, seed, place.position) != record[at : at + _CHECK_BYTES]:
-        return False
-    out[:] = np.frombuffer(values, dtype="<f4")
-    return True
-
-
 def _checksum(values: bytes, seed: int, position: int) -> bytes:
     return xxhash.xxh3_64_digest(values, seed=seed ^ position)
-
-
-def _is_right(record: Any, prefix: bytes, seed: int, group: Group) -> bool:
-    return all(
-        _copy(record, place, seed, np.empty(column.width, dtype=np.float32))
-        for column, place in zip(group, _places_in(prefix, group), strict=True)
-    )
-
-
-def _computed(txn: lmdb.Transaction, tables: dict[str, Any]) -> int:
-    with suppress(ValueError):
-        return int(bytes(txn.get(b"computed", b"0", db=tables["meta"])))
-    return 0
 
 
 def _stamp(txn: lmdb.Transaction, used: Any, digests: Sequence[bytes]) -> None:
@@ -276,5 +254,4 @@ def _stamp(txn: lmdb.Transaction, used: Any, digests: Sequence[bytes]) -> None:
 def _stale(txn: lmdb.Transaction, used: Any, digests: Sequence[bytes]) -> list[bytes]:
     """Images whose last use was written down long ago."""
     limit = int((time.time() - _USED_EVERY_S) * 1000).to_bytes(8, "big")
-    stamps = {bytes(digest): stamp for digest, stamp in txn.cursor(used).getmulti(digests)}
-    return [digest for digest in digests if digest in stamps and bytes(stamps[digest]) < limit]
+    return [digest for digest in digests if bytes(txn.get(digest, limit, db=used)) < limit]

@@ -102,18 +102,17 @@ class FeatureStore:
         info : dict
             ``images`` (different ones with features), ``recipes``, ``computed`` (images ever sent through a network
             for this store, by all processes), ``live_bytes`` (rows in use), ``file_bytes`` (on disk), and
-            ``by_recipe``, a list of dicts with ``recipe``, ``images``, ``computed`` and ``live_bytes``.
+            ``by_recipe``, a list of dicts with ``recipe``, ``images`` and ``live_bytes``.
         """
         opened = self._existing()
         shelves = [] if opened is None else list(opened.shelves())
         by_recipe = [_figures(shelf) for shelf in shelves]
         several = sum(row["images"] > 0 for row in by_recipe) > 1
         different = {digest for shelf in shelves for digest in _digests(shelf)} if several else ()
-        by_all = sum(row["computed"] for row in by_recipe)
         return {
             "images": len(different) if several else sum(row["images"] for row in by_recipe),
             "recipes": len(shelves),
-            "computed": by_all if opened is None else max(by_all, opened.computed()),
+            "computed": 0 if opened is None else opened.computed(),
             "live_bytes": sum(row["live_bytes"] for row in by_recipe),
             "file_bytes": 0 if opened is None else disk_bytes(opened.root),
             "by_recipe": by_recipe,
@@ -363,11 +362,10 @@ def _figures(shelf: Shelf) -> dict[str, Any]:
         return {
             "recipe": shelf.description(),
             "images": shelf.n_images(),
-            "computed": shelf.computed(),
             "live_bytes": shelf.database.live_bytes(),
         }
     except StoreError as error:
-        return {"recipe": f"unreadable: {error}", "images": 0, "computed": 0, "live_bytes": 0}
+        return {"recipe": f"unreadable: {error}", "images": 0, "live_bytes": 0}
 
 
 def _last_use(folder: Path) -> float:
