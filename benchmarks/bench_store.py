@@ -137,7 +137,7 @@ def fill_store(folder: Path, photos: list[str], count: int) -> None:
         keys = [digest.tobytes() for digest in part]
         shelf.put(keys, {column: rows_of(part, column.width)}, [(column,)])
         opened.index.database.write(lambda txn, tables, keys=keys: put_shortcuts(txn, tables["shortcuts"], keys))
-    np.save(folder / "sample.npy", digests[rng.integers(len(digests), size=MEMORY_ROWS)])
+    np.save(folder / "sample.npy", rng.permutation(digests)[:MEMORY_ROWS])
 
 
 def put_shortcuts(txn: lmdb.Transaction, table: Any, keys: list[bytes]) -> None:
