@@ -2,12 +2,14 @@
 
 from featx._version import __version__
 from featx.backbones import list_backbones, list_layers
+from featx.classifier import FineTuneClassifier
 from featx.extractor import PretrainedFeatureExtractor
 from featx.images import load_image_folder
 from featx.store import FeatureStore
 
 __all__ = [
     "FeatureStore",
+    "FineTuneClassifier",
     "PretrainedFeatureExtractor",
     "__version__",
     "list_backbones",

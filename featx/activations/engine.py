@@ -26,7 +26,7 @@ _LONE_IMAGE_VALUES = 20480
 # Where CUDA may round float32 to TF32, for speed.
 _TF32_BACKENDS = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Recipe:
     @property
     def dtype(self) -> torch.dtype:
         """PyTorch's word for the precision."""
-        return _DTYPES[self.precision]
+        return DTYPES[self.precision]
 
     def iter_blocks(self, items: Items, *, batch_size: int, n_jobs: int | None, on_error: str) -> Generator[Block]:
         """Yield the features of the items in order, one block per batch; the network is loaded at the first one."""
@@ -140,7 +140,7 @@ class Recipe:
             parts = pool_together(output, slots[0].layer, [(slot.pooling, slot.grid) for slot in slots])
             return [part.flatten(1) for part in parts]
 
-        with torch.inference_mode(), network.lock, _undisturbed(self.device):
+        with torch.inference_mode(), network.lock, undisturbed(self.device):
             images = self.preprocessing.finish(tiles.to(self.device))
             images = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
             found = read(network.module, _in_company(images), list(by_layer), reduce)
@@ -210,7 +210,7 @@ def unset_before(layer: Layer, architecture: Architecture, network: Network) -> 
 
 
 @contextmanager
-def _undisturbed(device: str) -> Iterator[None]:
+def undisturbed(device: str) -> Iterator[None]:
     """Full float32 whatever the caller's autocast or TF32 settings are: a feature must not depend on them."""
     kind = torch.device(device).type
     backends = _TF32_BACKENDS if kind == "cuda" else ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,12 @@ class Extraction:
     n_jobs: int | None
     on_error: str
     verbose: int
+
+    def without_store(self, reason: str) -> Extraction:
+        """The same, computed anew; a warning says why where there was a store."""
+        if self.store is not None:
+            warn_once(self.store, f"Features are not kept in {self.store}: {reason}.")
+        return replace(self, store=None)
 
     def iter_blocks(self, most_rows: int = 4096) -> Generator[Block]:
         """Yield the features in order, in blocks of at most ``most_rows`` (and of a batch where there is no store)."""

@@ -22,11 +22,11 @@ from featx.backbones.weights import (
     Weights,
     build_with_weights,
     preset_of,
-    private_generator,
     resolve_weights,
 )
 from featx.exceptions import BackboneError
 from featx.images.preprocessing import Preset
+from featx.randomness import private_generator
 
 # A grid search over backbones needs a few at once; a notebook that tries fifty must not hold them all.
 _MOST_LOADED = 8

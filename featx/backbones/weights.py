@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -24,6 +22,7 @@ from featx.backbones import micro
 from featx.backbones.catalogue import EMBEDDED, Backbone
 from featx.exceptions import WeightsError
 from featx.images.preprocessing import Preset
+from featx.randomness import private_generator
 
 _EMBEDDED_FILE = Path(__file__).with_name("featx_micro.safetensors")
 _EMBEDDED_PRESET = Preset(resize=micro.INPUT_SIZE, crop=micro.INPUT_SIZE, mean=micro.MEAN, std=micro.STD)
@@ -117,6 +116,17 @@ def preset_named(name: str) -> Preset:
         ) from error
 
 
+def preset_name(backbone: Backbone, weights: Weights) -> str:
+    """What `preset_named` knows the preprocessing of some weights by; "weights" for a network from elsewhere."""
+    if not backbone.named:
+        return "weights"
+    if backbone.label == EMBEDDED:
+        return EMBEDDED
+    available = _enum(backbone).__members__
+    name = weights.name if weights.kind == "published" else "IMAGENET1K_V1"
+    return str(available.get(name) or next(iter(available.values())))
+
+
 def published_content(backbone: Backbone, weights: Weights) -> str:
     """What identifies the content of published weights, without reading those that are fetched."""
     if backbone.label == EMBEDDED:
@@ -148,22 +158,6 @@ def build_with_weights(backbone: Backbone, weights: Weights, seed: int) -> tuple
     elif weights.kind == "random" and not backbone.named:
         _reinitialise(module, backbone, seed)
     return module.to(torch.float32), missing
-
-
-_GENERATOR_LOCK = threading.RLock()
-
-
-@contextmanager
-def private_generator(seed: int) -> Iterator[None]:
-    """PyTorch's CPU generator at a seed of its own, and afterwards where it was; one thread at a time."""
-    generator = torch.default_generator
-    with _GENERATOR_LOCK:
-        state = generator.get_state()
-        try:
-            generator.manual_seed(seed)
-            yield
-        finally:
-            generator.set_state(state)
 
 
 class ParametersMadeWith(TorchFunctionMode):

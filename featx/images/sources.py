@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import numbers
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
@@ -33,13 +34,13 @@ class Items(Sequence[Item]):
     ----------
     elements : sequence
         Anything with a length and positional indexing.
-    rows : range or None, default=None
+    rows : sequence of int or None, default=None
         Which elements, None for all.
     **options
         `image_shape` (complete), `pixel_range`, `max_pixels` and `raw` as in :func:`as_items`.
     """
 
-    def __init__(self, elements: Any, rows: range | None = None, **options: Any) -> None:
+    def __init__(self, elements: Any, rows: Sequence[int] | None = None, **options: Any) -> None:
         self._elements = elements
         self._rows = range(len(elements)) if rows is None else rows
         self._options = options
@@ -55,6 +56,15 @@ class Items(Sequence[Item]):
         if isinstance(index, slice):
             return Items(self._elements, self._rows[index], **self._options)
         return _item(self._elements[self._rows[index]], **self._options)
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether digests tell all that pixels depend on."""
+        return True
+
+    def take(self, rows: Iterable[int]) -> Items:
+        """Some of the items, in the order asked for."""
+        return Items(self._elements, [self._rows[row] for row in rows], **self._options)
 
     def load(self, row: int) -> torch.Tensor:
         """Pixels of one item.
@@ -132,6 +142,20 @@ class Items(Sequence[Item]):
         where = f"X[{original}]" if item.source is None else f"X[{original}] ({item.source!r})"
         message = f'{where} is not a readable image: {error}. Remove it, or set on_error="nan".'
         raise ImageError(message, row=original, source=item.source) from error
+
+
+def readable_rows(items: Items) -> list[int]:
+    """Positions of the items that can be read; one warning counts the others."""
+    errors: dict[int, ImageError] = {}
+    for row in range(len(items)):
+        try:
+            items.load(row)
+        except ImageError as error:
+            errors[row] = error
+    if errors:
+        count = f"{len(errors)} of {len(items)} images could not be read and are left out."
+        warnings.warn(f"{count} The first: {next(iter(errors.values()))}", UserWarning, stacklevel=4)
+    return [row for row in range(len(items)) if row not in errors]
 
 
 def as_items(

@@ -1,0 +1,118 @@
+"""What both estimators share: images in, a network, and where features are kept."""
+
+from __future__ import annotations
+
+import os
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.callback import CallbackSupportMixin
+from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils.validation import validate_data
+
+from featx.images.sources import Items, as_items
+from featx.store import FeatureStore, resolve_store
+
+if TYPE_CHECKING:
+    from featx.activations.extraction import Extraction
+    from featx.activations.plan import FeaturePlan
+    from featx.backbones.layers import Architecture
+    from featx.backbones.networks import NetworkSpec
+    from featx.images.preprocessing import Preprocessing
+
+
+class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
+    """An estimator on images and a pretrained network."""
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "backbone": [str, callable],
+        "weights": [str, os.PathLike, None],
+        "layers": [str, Integral, list, tuple, np.ndarray],
+        "pooling": [StrOptions({"avg", "max", "gem", "cls", "flatten", "map"})],
+        "grid": [Interval(Integral, 1, None, closed="left")],
+        "normalize": [StrOptions({"l2", "signed-sqrt"}), None],
+        "image_shape": [tuple, list, None],
+        "pixel_range": [StrOptions({"auto"}), tuple, list],
+        "preprocess": [str, callable, None],
+        "image_size": [Interval(Integral, 1, None, closed="left"), None],
+        "max_pixels": [Interval(Integral, 1, None, closed="left")],
+        "on_error": [StrOptions({"raise", "nan"})],
+        "device": [str, None],
+        "precision": [StrOptions({"float32", "bfloat16", "float16"})],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "n_jobs": [Interval(Integral, 1, None, closed="left"), Interval(Integral, None, -1, closed="right"), None],
+        "cache": [None, Options(bool, {True}), str, os.PathLike, FeatureStore],
+        "verbose": ["verbose"],
+    }
+
+    def _items(self, X: Any, *, reset: bool) -> Items:
+        if self.image_shape is not None:
+            finite = self.on_error == "raise"
+            X = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=finite)
+        elif reset:
+            for name in ("n_features_in_", "feature_names_in_"):  # of an earlier fit on rows
+                self.__dict__.pop(name, None)
+        return as_items(
+            X,
+            image_shape=self.image_shape,
+            pixel_range=self.pixel_range,
+            max_pixels=self.max_pixels,
+            raw=self.preprocess is None,
+        )
+
+    def _spec(self) -> NetworkSpec:
+        from featx.backbones.networks import network_spec
+
+        seed = self.random_state if isinstance(self.random_state, Integral) else 0
+        return network_spec(self.backbone, self.weights, int(seed))
+
+    def _preprocessing(self, spec: NetworkSpec) -> Preprocessing:
+        from featx.backbones.weights import preset_named
+        from featx.images.preprocessing import CustomPreprocessing
+
+        if not isinstance(self.preprocess, str):
+            return CustomPreprocessing(self.preprocess)
+        preset = spec.preset if self.preprocess == "weights" else preset_named(self.preprocess)
+        return preset.scaled(self.image_size)
+
+    def _architecture(self, spec: NetworkSpec, items: Items | None = None) -> Architecture:
+        """What can be read from images of the shape that the preprocessing makes, a user's own as seen on X."""
+        from featx.images.loading import shape_of_first
+        from featx.images.preprocessing import Preset
+
+        preprocessing = self._preprocessing(spec)
+        if isinstance(preprocessing, Preset):
+            return spec.architecture((3, preprocessing.crop, preprocessing.crop))
+        if items is not None:
+            return spec.architecture(shape_of_first(items, preprocessing.tile))
+        return spec.architecture(None if self.image_size is None else spec.square(self.image_size))
+
+    def _extraction_of(
+        self, items: Items, spec: NetworkSpec, architecture: Architecture, plan: FeaturePlan
+    ) -> Extraction:
+        from featx.activations.engine import Recipe, resolve_device
+        from featx.activations.extraction import Extraction
+
+        recipe = Recipe(
+            spec, architecture, self._preprocessing(spec), plan, resolve_device(self.device), self.precision
+        )
+        return Extraction(
+            items,
+            recipe,
+            store=resolve_store(self.cache),
+            max_pixels=self.max_pixels,
+            batch_size=self.batch_size,
+            n_jobs=self.n_jobs,
+            on_error=self.on_error,
+            verbose=self.verbose,
+        )
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = self.image_shape is not None
+        tags.input_tags.three_d_array = self.image_shape is None
+        tags.input_tags.string = self.image_shape is None
+        tags.input_tags.allow_nan = self.on_error == "nan"
+        return tags

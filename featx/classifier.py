@@ -1,0 +1,647 @@
+"""FineTuneClassifier: a pretrained network that learns new classes, as a scikit-learn classifier."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from sklearn.base import ClassifierMixin, TransformerMixin, _fit_context, clone
+from sklearn.callback import with_callbacks
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted
+from tqdm.auto import tqdm
+
+from featx.base import NetworkEstimator
+from featx.exceptions import ImageError
+from featx.images.sources import MAX_PIXELS, Items
+from featx.store import FeatureStore
+
+if TYPE_CHECKING:
+    from featx.activations.extraction import Extraction
+    from featx.activations.plan import FeaturePlan
+    from featx.extractor import PretrainedFeatureExtractor
+    from featx.training.fitting import Recipe, Source
+    from featx.training.loop import History, Settings
+    from featx.training.model import Model, Tensors
+    from featx.training.targets import Labels
+
+# Training that is neither too short for fifty images nor too long for fifty thousand.
+_AUTO_STEPS, _FEWEST_EPOCHS, _MOST_EPOCHS = 300, 4, 30
+_HEAD_RATES = {"adamw": 1e-3, "adam": 1e-3, "sgd": 1e-2}
+_TUNING_RATES = {"adamw": 1e-4, "adam": 1e-4, "sgd": 1e-3}
+_PROBE_C = 0.01
+
+
+class FineTuneClassifier(ClassifierMixin, TransformerMixin, NetworkEstimator):  # type: ignore[misc]
+    """A pretrained network with a new output layer, fine-tuned with cross-entropy.
+
+    The output layers are replaced by a new head; the front of the network, up to ``freeze``, stays exactly as it was,
+    BatchNorm statistics included; the rest is trained. What the frozen front makes of an image is computed once and
+    shared by all epochs, and with ``cache`` by folds, candidates and processes, whenever that gives the same result.
+
+    Parameters
+    ----------
+    backbone, weights : as in :class:`PretrainedFeatureExtractor`
+        Which network, with which weights.
+    layers : str or int, default="penultimate"
+        Where the head attaches: ``"penultimate"``, a stage index (negative from the end) or a module's name. What lies
+        behind it in the network is dropped.
+    pooling, grid, normalize : as in :class:`PretrainedFeatureExtractor`
+        How a spatial or token layer becomes the row that the head reads.
+    image_shape, pixel_range, preprocess, image_size, max_pixels : as in :class:`PretrainedFeatureExtractor`
+        What X is, and how it becomes the network's input.
+    on_error : {"raise", "nan"}, default="raise"
+        An unreadable image raises an error that names its row and file. With ``"nan"`` ``fit`` leaves it out, with one
+        warning, and ``predict_proba`` and ``transform`` give a row of NaN; ``predict``, which has no such label, still
+        raises.
+    freeze : int, "all" or str, default=0
+        How much of the network stays as it was: a number of stages counted from the input (negative leaves the last n
+        trainable), ``"all"`` (only the head trains), or a module's name (up to and including it). More is faster and
+        needs fewer images.
+    hidden_layer_sizes : tuple of int, default=()
+        Widths of ReLU layers between the features and the output layer.
+    dropout : float, default=0.0
+        Share of the head's inputs that are dropped in training (of each hidden layer's outputs, where there are any).
+    linear_probe : bool or float, default=True
+        Whether the head starts from a logistic regression on the pretrained, standardised features (LP-FT [1]_); a
+        number is its C. With hidden layers the head is first trained alone on these features. False starts at random.
+    epochs : int or "auto", default="auto"
+        Passes over the images. ``"auto"`` takes as many as make 300 steps, at least 4 and at most 30.
+    optimizer : {"adamw", "adam", "sgd"}, default="adamw"
+        SGD has momentum 0.9.
+    learning_rate : float or "auto", default="auto"
+        Peak for the head. ``"auto"`` is 1e-3 where only the head trains and 1e-4 otherwise (SGD: ten times as much).
+    layer_decay : float, default=0.75
+        What the learning rate is multiplied by for every stage further from the head.
+    weight_decay : float, default=0.01
+        Of matrices and filters; biases and norms are not decayed. As the optimiser means it.
+    lr_schedule : {"cosine", "linear", "constant"}, default="cosine"
+        How the learning rate falls after the warm-up.
+    warmup : float, default=0.1
+        Share of all steps in which it rises.
+    max_grad_norm : float or None, default=None
+        Longest gradient; longer ones are scaled down.
+    label_smoothing : float, default=0.0
+        Share of each target that is spread over all classes. Calibrates, and loses detail in the features.
+    mixup : float, default=0.0
+        Parameter of the beta distribution that pairs of images are mixed by; 0 does not mix. Mixes where training
+        begins: the values at the freeze point, or the images where nothing is frozen.
+    ema : float or None, default=None
+        Decay of a moving average of the tensors, which is what is kept in the end.
+    augment : None, {"flip", "crop", "color"} or callable, default=None
+        How training images are altered: mirrored; cut to a random part too; brightness, contrast and saturation too. A
+        callable gets a PIL image and returns one; what it draws must come from torch's generator. Never active in
+        prediction.
+    augment_views : int, default=4
+        Views drawn of each image; epoch e sees view e modulo this number, so that the frozen front is computed once for
+        each. 0 draws a new one in every epoch, and computes everything anew.
+    batch_norm : {"frozen", "train"}, default="frozen"
+        Whether BatchNorm layers in the trainable part keep the statistics they were pretrained with (better for small
+        batches), or learn new ones.
+    class_weight : dict, "balanced" or None, default=None
+        As in scikit-learn; multiplies ``sample_weight``.
+    early_stopping : bool, default=False
+        Hold out ``validation_fraction`` of the images, by class; keep the epoch with the least loss on them, and end
+        when it has not fallen for ``n_iter_no_change`` epochs.
+    validation_fraction : float, default=0.1
+        Share of the images that are held out.
+    n_iter_no_change : int, default=5
+        Epochs without a better one after which training ends.
+    warm_start : bool, default=False
+        Whether ``fit`` goes on from the last fit; the classes must be the same.
+    device, precision, n_jobs, cache, verbose : as in :class:`PretrainedFeatureExtractor`
+        Half precision is mixed: the weights that train stay float32. ``verbose=1`` shows epochs too.
+    batch_size : int, default=32
+        Images per training step, and per forward pass. It changes what is learnt.
+    random_state : int, RandomState or None, default=None
+        Decides the head's start, the order of the images, views, dropout and the held-out images. The same int gives
+        the same result, bit for bit on one CPU with as many threads. An int is also the seed of ``weights=None``.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Labels in the order of ``predict_proba``'s columns; for multilabel y their positions.
+    history_ : dict of str to list of float
+        ``loss`` (mean over the epoch, as trained) and ``learning_rate`` (of the head, at the last step) per epoch; with
+        ``early_stopping`` also ``validation_loss`` and ``validation_score`` (accuracy).
+    n_iter_ : int
+        Epochs that were trained.
+    best_epoch_ : int
+        The one that was kept, counted from 0: the last without early stopping.
+    n_features_in_, feature_names_in_
+        As in :class:`PretrainedFeatureExtractor`.
+
+    See Also
+    --------
+    PretrainedFeatureExtractor : The same network as a transformer, for any other classifier.
+
+    References
+    ----------
+    .. [1] A. Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution",
+       ICLR 2022, section 4.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from featx import FineTuneClassifier
+    >>> digits = load_digits()
+    >>> model = FineTuneClassifier("featx_micro", freeze=-1, pixel_range=(0, 16), epochs=2, random_state=0)
+    >>> model.fit(digits.images[:200], digits.target[:200]).predict(digits.images[200:202]).shape
+    (2,)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **NetworkEstimator._parameter_constraints,
+        "layers": [str, Integral],
+        "freeze": [Integral, str],
+        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "linear_probe": ["boolean", Interval(Real, 0, None, closed="neither")],
+        "epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "optimizer": [StrOptions({"adamw", "adam", "sgd"})],
+        "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
+        "layer_decay": [Interval(Real, 0, 1, closed="right")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "lr_schedule": [StrOptions({"cosine", "linear", "constant"})],
+        "warmup": [Interval(Real, 0, 1, closed="left")],
+        "max_grad_norm": [Interval(Real, 0, None, closed="neither"), None],
+        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+        "mixup": [Interval(Real, 0, None, closed="left")],
+        "ema": [Interval(Real, 0, 1, closed="neither"), None],
+        "augment": [StrOptions({"flip", "crop", "color"}), callable, None],
+        "augment_views": [Interval(Integral, 0, None, closed="left")],
+        "batch_norm": [StrOptions({"frozen", "train"})],
+        "class_weight": [dict, list, StrOptions({"balanced"}), None],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        backbone: Any = "resnet18",
+        *,
+        weights: str | os.PathLike[str] | None = "DEFAULT",
+        layers: str | int = "penultimate",
+        pooling: str = "avg",
+        grid: int = 1,
+        normalize: str | None = None,
+        image_shape: tuple[int, ...] | None = None,
+        pixel_range: str | tuple[float, float] = "auto",
+        preprocess: str | Callable[[Any], Any] | None = "weights",
+        image_size: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        on_error: str = "raise",
+        freeze: int | str = 0,
+        hidden_layer_sizes: Any = (),
+        dropout: float = 0.0,
+        linear_probe: bool | float = True,
+        epochs: int | str = "auto",
+        optimizer: str = "adamw",
+        learning_rate: float | str = "auto",
+        layer_decay: float = 0.75,
+        weight_decay: float = 0.01,
+        lr_schedule: str = "cosine",
+        warmup: float = 0.1,
+        max_grad_norm: float | None = None,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        ema: float | None = None,
+        augment: str | Callable[[Any], Any] | None = None,
+        augment_views: int = 4,
+        batch_norm: str = "frozen",
+        class_weight: Any = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 5,
+        warm_start: bool = False,
+        device: str | None = None,
+        precision: str = "float32",
+        batch_size: int = 32,
+        n_jobs: int | None = None,
+        cache: bool | str | os.PathLike[str] | FeatureStore | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.weights = weights
+        self.layers = layers
+        self.pooling = pooling
+        self.grid = grid
+        self.normalize = normalize
+        self.image_shape = image_shape
+        self.pixel_range = pixel_range
+        self.preprocess = preprocess
+        self.image_size = image_size
+        self.max_pixels = max_pixels
+        self.on_error = on_error
+        self.freeze = freeze
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.dropout = dropout
+        self.linear_probe = linear_probe
+        self.epochs = epochs
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.layer_decay = layer_decay
+        self.weight_decay = weight_decay
+        self.lr_schedule = lr_schedule
+        self.warmup = warmup
+        self.max_grad_norm = max_grad_norm
+        self.label_smoothing = label_smoothing
+        self.mixup = mixup
+        self.ema = ema
+        self.augment = augment
+        self.augment_views = augment_views
+        self.batch_norm = batch_norm
+        self.class_weight = class_weight
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.warm_start = warm_start
+        self.device = device
+        self.precision = precision
+        self.batch_size = batch_size
+        self.n_jobs = n_jobs
+        self.cache = cache
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @with_callbacks  # type: ignore[untyped-decorator]
+    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> FineTuneClassifier:
+        """Train on images and their labels.
+
+        Parameters
+        ----------
+        X : array-like of n images
+            As in :meth:`PretrainedFeatureExtractor.transform`.
+        y : array-like of shape (n,) or (n, n_labels)
+            Labels of any kind; or 0 and 1 for each of several labels, of which an image can have any number.
+        sample_weight : array-like of shape (n,) or None, default=None
+            What each image weighs. Those that weigh nothing are left out.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            X, y or a parameter is wrong. An unreadable image raises :class:`featx.exceptions.ImageError`, one of them.
+        """
+        from featx.training.targets import Labels
+
+        start = self.tensors_ if self.warm_start and hasattr(self, "tensors_") else None
+        items = self._items(X, reset=True)
+        labels = Labels.of(type(self).__name__, y)
+        if start is not None and not np.array_equal(labels.classes, self.classes_):
+            raise ValueError(
+                f"The classes of the last fit, {self.classes_.tolist()}, are expected with warm_start=True, got "
+                f"{labels.classes.tolist()}. Set warm_start=False."
+            )
+        return self._train(items, labels, sample_weight, start, given=(X, y))
+
+    @with_callbacks  # type: ignore[untyped-decorator]
+    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> FineTuneClassifier:
+        """Train for one epoch on some more images, at the full learning rate.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in :meth:`fit`.
+        classes : array-like of shape (n_classes,) or None, default=None
+            All labels that there will be; needed in the first call.
+
+        Returns
+        -------
+        self
+        """
+        from featx.training.targets import Labels, is_multilabel
+
+        first = not hasattr(self, "tensors_")
+        if first and classes is None and not is_multilabel(y):
+            raise ValueError("All labels are expected in the first call of partial_fit, got classes=None.")
+        items = self._items(X, reset=first)
+        labels = Labels.of(type(self).__name__, y, classes if first else self.classes_)
+        return self._train(items, labels, sample_weight, None if first else self.tensors_, given=(X, y), once=True)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Labels of images.
+
+        Parameters
+        ----------
+        X : array-like of n images
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        labels : ndarray of shape (n,), or (n, n_labels) of 0 and 1
+        """
+        proba = self.predict_proba(X)
+        if np.isnan(proba).any():
+            rows = np.flatnonzero(np.isnan(proba).any(axis=1)).tolist()
+            raise ImageError(
+                f"Readable images are expected, got unreadable ones at X{rows[:5]}, which have no label. Remove them, "
+                "or take predict_proba, which gives rows of NaN.",
+                row=rows[0],
+            )
+        return (proba > 0.5).astype(int) if self._multilabel else self.classes_[proba.argmax(axis=1)]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities of the classes.
+
+        Parameters
+        ----------
+        X : array-like of n images
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n, n_classes), float32
+            Rows sum to 1; for multilabel y each column is by itself.
+        """
+        import torch
+
+        from featx.training.targets import probabilities
+
+        return probabilities(torch.from_numpy(self._outputs(X, scores=True)), self._multilabel)
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Features that the head reads, from the tuned network.
+
+        Parameters
+        ----------
+        X : array-like of n images
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        features : ndarray of shape (n, n_features), float32
+        """
+        return self._outputs(X, scores=False)
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names of the columns of :meth:`transform`, as in :class:`PretrainedFeatureExtractor`."""
+        check_is_fitted(self)
+        return self._model(None).plan.names()
+
+    def to_extractor(self) -> PretrainedFeatureExtractor:
+        """A transformer that gives the features of the tuned network.
+
+        Returns
+        -------
+        extractor : PretrainedFeatureExtractor
+            With the tuned network as its ``backbone``, and otherwise the same parameters.
+        """
+        from featx.backbones.weights import preset_name
+        from featx.extractor import PretrainedFeatureExtractor
+
+        check_is_fitted(self)
+        model = self._model(None)
+        mine = self.get_params(deep=False)
+        shared = {name: mine[name] for name in PretrainedFeatureExtractor().get_params() if name in mine}
+        shared["random_state"] = model.spec.seed
+        module = model.build(self.tensors_).module
+        if module is not None:
+            shared |= {"backbone": module.to("cpu"), "weights": "DEFAULT"}
+            if self.preprocess == "weights":
+                shared["preprocess"] = preset_name(model.spec.backbone, model.spec.weights)
+            if self.layers != "penultimate":
+                shared["layers"] = model.plan.layers[0].name
+        return PretrainedFeatureExtractor(**shared)
+
+    def set_params(self, **params: Any) -> FineTuneClassifier:
+        """As in scikit-learn."""
+        self.__dict__.pop("_runtime", None)
+        return super().set_params(**params)
+
+    def _train(
+        self, items: Items, labels: Labels, sample_weight: Any, start: Tensors | None, given: Any, once: bool = False
+    ) -> FineTuneClassifier:
+        from featx.training.fitting import fit
+
+        check_consistent_length(range(len(items)), labels.codes)
+        weights = _check_sample_weight(sample_weight, range(len(items)), dtype=np.float64, ensure_non_negative=True)
+        rows = np.flatnonzero(weights > 0)
+        rows = rows[self._readable(items.take(rows.tolist()))]
+        if not len(rows):
+            raise ValueError("At least one readable image that weighs something is expected, got none.")
+        random = check_random_state(self.random_state)
+        seed = int(random.randint(2**31 - 1))
+        self.__dict__.pop("_runtime", None)
+        self.classes_, self._multilabel = labels.classes, labels.codes.ndim == 2
+        model = self._model(items)
+        training, held_out = rows, None
+        if self.early_stopping and not once:
+            training, held_out = self._hold_out(rows, labels, seed)
+        recipe = self._recipe(model, len(training), seed, once)
+        watch = _Watch(self, recipe.settings.epochs, *given)
+        source = self._source(items, model)
+        fitted = fit(
+            model,
+            source.take(training),
+            labels.targets(training, self.class_weight, weights),
+            recipe,
+            start=start,
+            validation=None
+            if held_out is None
+            else (source.take(held_out), labels.targets(held_out, self.class_weight, weights)),
+            after_epoch=watch.after_epoch,
+        )
+        self._set_fitted(fitted.tensors, fitted.history, goes_on=once and start is not None)
+        watch.end()
+        return self
+
+    def _set_fitted(self, tensors: Tensors, history: History, *, goes_on: bool) -> None:
+        before: dict[str, list[float]] = self.history_ if goes_on else {}
+        self.tensors_: Tensors = tensors
+        self.history_: dict[str, list[float]] = {
+            name: before.get(name, []) + column for name, column in history.columns.items()
+        }
+        self.n_iter_ = len(self.history_["loss"])
+        self.best_epoch_ = self.n_iter_ - history.n_epochs + history.best_epoch
+
+    def _hold_out(self, rows: np.ndarray, labels: Labels, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        by = labels.codes[rows] if labels.codes.ndim == 1 and len(labels.classes) > 1 else None
+        try:
+            training, held_out = train_test_split(
+                rows, test_size=self.validation_fraction, stratify=by, random_state=seed
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"Images enough of every class for validation_fraction={self.validation_fraction} are expected, got "
+                f"{len(rows)} images: {error} Set early_stopping=False."
+            ) from error
+        return np.sort(training), np.sort(held_out)
+
+    def _recipe(self, model: Model, n: int, seed: int, once: bool) -> Recipe:
+        from featx.images.augmentation import Augmentation
+        from featx.training.fitting import Recipe
+
+        rate = self.learning_rate
+        if rate == "auto":
+            alone = model.split.frozen is not None and not model.split.trainable
+            rate = (_HEAD_RATES if alone else _TUNING_RATES)[self.optimizer]
+        probing = self.linear_probe is not False
+        return Recipe(
+            settings=self._settings(model, n, seed, once),
+            optimizer=self.optimizer,
+            learning_rate=float(rate),
+            layer_decay=self.layer_decay,
+            weight_decay=self.weight_decay,
+            probe_c=(_PROBE_C if self.linear_probe is True else float(self.linear_probe)) if probing else None,
+            augmentation=None if self.augment is None else Augmentation(self.augment),
+            views=self.augment_views,
+        )
+
+    def _settings(self, model: Model, n: int = 1, seed: int = 0, once: bool = False) -> Settings:
+        from featx.training.loop import Settings
+
+        steps = -(-n // self.batch_size)
+        auto = int(np.clip(-(-_AUTO_STEPS // steps), _FEWEST_EPOCHS, _MOST_EPOCHS))
+        epochs = auto if self.epochs == "auto" else int(self.epochs)
+        return Settings(
+            epochs=1 if once else epochs,
+            batch_size=self.batch_size,
+            lr_schedule="constant" if once else self.lr_schedule,
+            warmup=0.0 if once else self.warmup,
+            max_grad_norm=self.max_grad_norm,
+            label_smoothing=self.label_smoothing,
+            mixup=self.mixup,
+            ema=self.ema,
+            n_iter_no_change=self.n_iter_no_change if self.early_stopping and not once else None,
+            device=model.device,
+            precision=self.precision,
+            seed=seed,
+        )
+
+    def _outputs(self, X: Any, *, scores: bool) -> np.ndarray:
+        check_is_fitted(self)
+        self._validate_params()
+        items = self._items(X, reset=False)
+        readable = self._readable(items)
+        if not len(readable):
+            raise ValueError("At least one readable image is expected, got none.")
+        model = self._model(items)
+        network = self._network(model)
+        found = self._source(items.take(readable.tolist()), model).outputs(
+            model, network if scores else network.features, self._settings(model)
+        )
+        out = np.full((len(items), *found.shape[1:]), np.nan, dtype=np.float32)
+        out[readable] = found
+        return out
+
+    def _readable(self, items: Items) -> np.ndarray:
+        """Rows of the images that can be read; all of them where others are to raise."""
+        if self.on_error == "raise":
+            return np.arange(len(items))
+        from featx.images.sources import readable_rows
+
+        return np.asarray(readable_rows(items), dtype=int)
+
+    def _model(self, items: Items | None) -> Model:
+        """The network with its head, as the parameters say; the same object until they change."""
+        from featx.activations.engine import resolve_device
+        from featx.activations.plan import FeaturePlan
+        from featx.training.model import Model
+        from featx.training.split import split_of
+
+        runtime = self.__dict__.setdefault("_runtime", {})
+        spec = self._spec()
+        if self.pooling == "map":
+            raise ValueError('One row per image is expected, got pooling="map". Use any other pooling.')
+        architecture = self._architecture(spec, items if items is not None or "model" not in runtime else None)
+        device = resolve_device(self.device)
+        known = runtime.get("model")
+        if known is not None and (items is None or known.architecture.shape == architecture.shape):
+            return known
+        (attach,) = architecture.resolve(self.layers)
+        hidden = self.hidden_layer_sizes
+        model = Model(
+            spec,
+            architecture,
+            FeaturePlan((attach,), self.pooling, self.grid, self.normalize),
+            split_of(spec, architecture, attach, self.freeze),
+            hidden=(int(hidden),) if isinstance(hidden, Integral) else tuple(map(int, hidden)),
+            dropout=float(self.dropout),
+            n_outputs=len(self.classes_),
+            batch_norm=self.batch_norm,
+            device=device,
+        )
+        runtime.clear()
+        runtime["model"] = model
+        return model
+
+    def _network(self, model: Model) -> Any:
+        runtime = self.__dict__["_runtime"]
+        if "network" not in runtime:
+            runtime["network"] = model.build(self.tensors_).network(False)
+        return runtime["network"]
+
+    def _source(self, items: Items, model: Model) -> Source:
+        from featx.training.fitting import Source
+
+        def extract(items: Items, plan: FeaturePlan) -> Extraction:
+            extraction = self._extraction_of(items, model.spec, model.architecture, plan)
+            if items.is_keyed:
+                return extraction
+            return extraction.without_store(
+                "augment is a callable without an attribute cache_key, a text that says "
+                "what it does and is changed with it"
+            )
+
+        return Source(items, self._preprocessing(model.spec), self.n_jobs, extract)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_runtime"}
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+
+class _Watch:
+    """Tells scikit-learn's callbacks of every epoch, and shows them in a progress bar."""
+
+    def __init__(self, estimator: FineTuneClassifier, epochs: int, X: Any, y: Any) -> None:
+        self._estimator, self._given = estimator, {"X": X, "y": y}
+        self._context = estimator._init_callback_context(max_subtasks=epochs)
+        self._context.call_on_fit_task_begin(estimator=estimator, **self._given)
+        self._begin()
+        self._bar = tqdm(total=epochs, unit="epoch", desc="epochs", disable=not estimator.verbose)
+
+    def after_epoch(self, history: History, tensors: Callable[[], Tensors]) -> bool:
+        def fitted() -> dict[str, Any]:
+            done = clone(self._estimator)
+            done._set_fitted(tensors(), history, goes_on=False)
+            return {name: getattr(done, name) for name in ("tensors_", "history_", "n_iter_", "best_epoch_")} | {
+                "classes_": self._estimator.classes_,
+                "_multilabel": self._estimator._multilabel,
+            }
+
+        self._bar.set_postfix(loss=history.columns["loss"][-1])
+        self._bar.update()
+        stop = self._epoch.call_on_fit_task_end(
+            estimator=self._estimator, **self._given, reconstruction_attributes=fitted
+        )
+        if not stop and history.n_epochs < self._bar.total:
+            self._begin()
+        return bool(stop)
+
+    def end(self) -> None:
+        self._bar.close()
+        self._context.call_on_fit_task_end(estimator=self._estimator, **self._given, reconstruction_attributes=dict)
+
+    def _begin(self) -> None:
+        self._epoch = self._context.subcontext(task_name="epoch")
+        self._epoch.call_on_fit_task_begin(estimator=self._estimator, **self._given)

@@ -1,0 +1,160 @@
+"""Altered views of images for training: named presets and callables, each view drawn from a seed of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import xxhash
+from torchvision.transforms.v2 import functional as F
+
+from featx.images.sources import Items
+from featx.randomness import private_generator
+
+Operation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+
+_SCALE, _RATIO = (0.35, 1.0), (3 / 4, 4 / 3)  # of the area, and of width to height
+_STRENGTH = 0.4  # most that brightness, contrast and saturation change, as a share
+
+
+def _uniform(generator: torch.Generator, low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator))
+
+
+def _mirror(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return F.horizontal_flip(image) if _uniform(generator, 0, 1) < 0.5 else image
+
+
+def _crop(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A random part of the image, as large as it comes: preprocessing resizes it."""
+    height, width = image.shape[-2:]
+    area = _uniform(generator, *_SCALE) * height * width
+    ratio = math.exp(_uniform(generator, *map(math.log, _RATIO)))
+    tall = min(height, max(1, round(math.sqrt(area / ratio))))
+    wide = min(width, max(1, round(math.sqrt(area * ratio))))
+    top = int(_uniform(generator, 0, height - tall + 1))
+    left = int(_uniform(generator, 0, width - wide + 1))
+    return F.crop(image, top, left, tall, wide)
+
+
+def _colour(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    for change in (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation):
+        image = change(image, _uniform(generator, 1 - _STRENGTH, 1 + _STRENGTH))
+    return image
+
+
+#: What the names stand for, in order.
+PRESETS: dict[str, tuple[Operation, ...]] = {
+    "flip": (_mirror,),
+    "crop": (_mirror, _crop),
+    "color": (_mirror, _crop, _colour),
+}
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How images are altered.
+
+    Parameters
+    ----------
+    source : str or callable
+        A name in `PRESETS`, or a callable that gets a PIL image (a float tensor of shape (3, height, width) for a float
+        array) and returns one; what it draws from torch's generator is drawn from the view's seed.
+    """
+
+    source: str | Callable[[Any], Any]
+
+    @property
+    def key(self) -> str | None:
+        """What tells it from others; None for a callable without ``cache_key``."""
+        if isinstance(self.source, str):
+            return self.source
+        key = getattr(self.source, "cache_key", None)
+        return f"{type(self.source).__qualname__} {key}" if isinstance(key, str) else None
+
+    def apply(self, image: torch.Tensor, seed: int) -> torch.Tensor:
+        """One view of an image of shape (3, height, width)."""
+        if isinstance(self.source, str):
+            generator = torch.Generator().manual_seed(seed)
+            for operation in PRESETS[self.source]:
+                image = operation(image, generator)
+            return image.contiguous()
+        with private_generator(seed):
+            out = self.source(F.to_pil_image(image) if image.dtype == torch.uint8 else image)
+        return out if isinstance(out, torch.Tensor) else F.pil_to_tensor(out.convert("RGB"))
+
+
+class AugmentedItems(Items):
+    """Views of items, one after the other: all of the first view, then all of the second.
+
+    What a view looks like depends on the image, the view and the seed, never on the other images.
+
+    Parameters
+    ----------
+    items : Items
+    augmentation : Augmentation
+    views : range
+        Numbers of the views.
+    seed : int
+        Another seed gives other views.
+    places : range or None, default=None
+        Which of them, None for all.
+    """
+
+    def __init__(
+        self, items: Items, augmentation: Augmentation, views: range, seed: int, places: range | None = None
+    ) -> None:
+        self._items, self._augmentation, self._views, self._seed = items, augmentation, views, seed
+        self._places = range(len(items) * len(views)) if places is None else places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return AugmentedItems(self._items, self._augmentation, self._views, self._seed, self._places[index])
+        return self._items[self._at(index)[1]]
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether digests tell all that pixels depend on."""
+        return self._augmentation.key is not None
+
+    def load(self, row: int) -> torch.Tensor:
+        """Pixels of one view."""
+        view, of_item = self._at(row)
+        return self._alter(self._items.load(of_item), self._items.digest(of_item), view)
+
+    def load_if(self, row: int, digest: bytes, seed: int) -> tuple[torch.Tensor, bool]:
+        """Pixels of one view, and whether they are those that ``digest`` was made of."""
+        view, of_item = self._at(row)
+        now = self._items.digest(of_item, seed)
+        pixels, is_same = self._items.load_if(of_item, now, seed)
+        return self._alter(pixels, self._items.digest(of_item), view), is_same and self._mixed(now, view) == digest
+
+    def iter_paths(self) -> Iterator[None]:
+        """No view is a file."""
+        return iter([None] * len(self))
+
+    def original_row(self, row: int) -> int:
+        """Position in X of the image that a view is of."""
+        return self._items.original_row(self._at(row)[1])
+
+    def digest(self, row: int, seed: int = 0) -> bytes:
+        """Digest of one view."""
+        view, of_item = self._at(row)
+        return self._mixed(self._items.digest(of_item, seed), view)
+
+    def _at(self, row: int) -> tuple[int, int]:
+        turn, of_item = divmod(self._places[row], len(self._items))
+        return self._views[turn], of_item
+
+    def _alter(self, pixels: torch.Tensor, digest: bytes, view: int) -> torch.Tensor:
+        seed = int.from_bytes(self._mixed(digest, view)[:7], "big")
+        return self._augmentation.apply(pixels, seed)
+
+    def _mixed(self, digest: bytes, view: int) -> bytes:
+        return xxhash.xxh3_128_digest(digest + f"{self._augmentation.key} {view} {self._seed}".encode())

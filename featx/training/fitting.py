@@ -1,0 +1,209 @@
+"""One fit, from images and labels to changed tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from featx.activations.extraction import Extraction
+from featx.activations.plan import FeaturePlan
+from featx.images.augmentation import Augmentation, AugmentedItems
+from featx.images.preprocessing import Preprocessing
+from featx.images.sources import Items
+from featx.randomness import private_generator
+from featx.training.loop import History, Loop, Settings, outputs_of
+from featx.training.model import Built, Model, Tensors
+from featx.training.schedule import make_optimizer
+from featx.training.targets import Targets
+from featx.training.tuned import probe
+from featx.training.values import Held, Streamed, Values, hold, hold_images
+
+# With hidden layers, the head alone is trained for so many steps at this rate before the rest.
+_HEAD_STEPS, _HEAD_RATE = 500, 1e-3
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images, and how they become values for a model.
+
+    Attributes
+    ----------
+    items : Items
+    preprocessing : Preprocessing
+    n_jobs : int or None
+    extract : callable (Items, FeaturePlan) -> Extraction
+        Through the store, where there is one.
+    """
+
+    items: Items
+    preprocessing: Preprocessing
+    n_jobs: int | None
+    extract: Callable[[Items, FeaturePlan], Extraction]
+
+    def held(self, model: Model, items: Items | None = None) -> Values | None:
+        """Values at the model's cut, computed once; None where there is no room for them."""
+        items = self.items if items is None else items
+        if model.cut_plan is not None:
+            return hold(self.extract(items, model.cut_plan), model.finish, len(self.items))
+        return hold_images(items, self.preprocessing, self.n_jobs, len(self.items))
+
+    def streamed(self, items_of: Callable[[int], Items] | None = None) -> Values:
+        """Images decoded for every batch."""
+        return Streamed(items_of or (lambda epoch: self.items), self.preprocessing, self.n_jobs)
+
+    def take(self, rows: np.ndarray) -> Source:
+        """Some of the images."""
+        return replace(self, items=self.items.take(rows.tolist()))
+
+    def outputs(self, model: Model, function: Callable[[torch.Tensor], torch.Tensor], settings: Settings) -> np.ndarray:
+        """What a function of the values gives for every image, without holding more than a block of them."""
+        if model.cut_plan is None:
+            return outputs_of(function, self.streamed(), len(self.items), settings).numpy()
+        parts = [
+            outputs_of(function, Held(block.rows, len(block.rows), model.finish), len(block.rows), settings).numpy()
+            for block in self.extract(self.items, model.cut_plan).iter_blocks()
+        ]
+        return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a fit goes about it.
+
+    Attributes
+    ----------
+    settings : Settings
+    optimizer, learning_rate, layer_decay, weight_decay
+        As in FineTuneClassifier.
+    probe_c : float or None
+        C of the logistic regression that the head starts from; None starts it at random.
+    augmentation : Augmentation or None
+    views : int
+        Views of each image; 0 for a new one in every epoch.
+    """
+
+    settings: Settings
+    optimizer: str
+    learning_rate: float
+    layer_decay: float
+    weight_decay: float
+    probe_c: float | None
+    augmentation: Augmentation | None
+    views: int
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit gives."""
+
+    tensors: Tensors
+    history: History
+
+
+def fit(
+    model: Model,
+    source: Source,
+    targets: Targets,
+    recipe: Recipe,
+    *,
+    start: Mapping[str, torch.Tensor] | None,
+    validation: tuple[Source, Targets] | None,
+    after_epoch: Callable[[History, Callable[[], Tensors]], bool],
+) -> Fitted:
+    """Train a model.
+
+    Parameters
+    ----------
+    model, source, targets, recipe
+    start : mapping of str to tensor or None
+        Of an earlier fit, to go on from.
+    validation : (Source, Targets) or None
+        Images that decide which epoch is kept.
+    after_epoch : callable (history, tensors) -> bool
+        Told after every epoch, with a way to get at the tensors; True ends the training.
+    """
+    model, values = _values(model, source, recipe)
+    with private_generator(recipe.settings.seed):
+        built = model.build(start)
+    if start is None and recipe.probe_c is not None:
+        _start_head(built, source, values, targets, recipe)
+    held_out = None
+    if validation is not None:
+        held_out = (validation[0].held(model) or validation[0].streamed(), validation[1])
+    built.network(True)  # before the parameters are asked which of them train
+    optimizer = make_optimizer(
+        recipe.optimizer,
+        built.parameters_with_factors(recipe.layer_decay),
+        recipe.learning_rate,
+        recipe.weight_decay,
+    )
+    loop = Loop(
+        built.network,
+        values,
+        targets,
+        optimizer,
+        recipe.settings,
+        validation=held_out,
+        after_epoch=lambda history: after_epoch(history, built.changed),
+    )
+    history = loop.run()
+    return Fitted(built.changed(), history)
+
+
+def _values(model: Model, source: Source, recipe: Recipe) -> tuple[Model, Values]:
+    """What the tail trains on, and the model without its shortcut where that cannot be taken."""
+    if recipe.augmentation is None:
+        values = source.held(model)
+        return (model, values) if values is not None else (_whole(model, "too large to keep"), source.streamed())
+    augmentation = recipe.augmentation
+
+    def seen(views: range) -> Items:
+        return AugmentedItems(source.items, augmentation, views, recipe.settings.seed)
+
+    if recipe.views:
+        values = source.held(model, seen(range(recipe.views)))
+        if values is not None:
+            return model, values
+
+    def in_epoch(epoch: int) -> Items:
+        view = epoch % recipe.views if recipe.views else epoch
+        return seen(range(view, view + 1))
+
+    return _whole(model, "fresh views" if not recipe.views else "too large to keep"), source.streamed(in_epoch)
+
+
+def _whole(model: Model, reason: str) -> Model:
+    return replace(model, split=model.split.without_shortcut(reason))
+
+
+def _start_head(built: Built, source: Source, values: Values, targets: Targets, recipe: Recipe) -> None:
+    """Train the head alone on the pretrained features (LP-FT)."""
+    rows = _features(built, source, values, recipe)
+    *hidden, out = (layer for layer in built.head if isinstance(layer, nn.Linear))
+    if not hidden:
+        assert recipe.probe_c is not None
+        return probe(rows, targets.codes, targets.weights, recipe.probe_c, out)
+    alone = Built(built.model, None, built.head)
+    settings = recipe.settings
+    n_batches = -(-len(rows) // settings.batch_size)
+    alone.network(True)
+    optimizer = make_optimizer("adamw", alone.parameters_with_factors(1.0), _HEAD_RATE, recipe.weight_decay)
+    settings = replace(settings, epochs=max(1, _HEAD_STEPS // n_batches), n_iter_no_change=None, mixup=0.0, ema=None)
+    Loop(alone.network, Held(rows, len(rows), lambda values: values), targets, optimizer, settings).run()
+
+
+def _features(built: Built, source: Source, values: Values, recipe: Recipe) -> np.ndarray:
+    """Pretrained features of the images as they are, without augmentation."""
+    model = built.model
+    if model.split.cut is None or recipe.augmentation is not None:
+        # From the store, where they are there.
+        plain = hold(source.extract(source.items, model.plan), lambda rows: rows, len(source.items))
+        if plain is not None:
+            return plain.rows
+    if isinstance(values, Held) and model.split.head_only:
+        return values.rows
+    return outputs_of(built.network(False).features, values, len(source.items), recipe.settings).numpy()

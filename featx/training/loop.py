@@ -1,0 +1,259 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from featx.activations.engine import DTYPES, undisturbed
+from featx.randomness import Draws
+from featx.training.schedule import Schedule
+from featx.training.targets import Targets, losses
+from featx.training.values import Values
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    Attributes
+    ----------
+    epochs, batch_size, lr_schedule, warmup, max_grad_norm, label_smoothing, mixup, ema, n_iter_no_change
+        As in FineTuneClassifier; `n_iter_no_change` None trains to the end.
+    device, precision : str
+    seed : int
+    """
+
+    epochs: int
+    batch_size: int
+    lr_schedule: str
+    warmup: float
+    max_grad_norm: float | None
+    label_smoothing: float
+    mixup: float
+    ema: float | None
+    n_iter_no_change: int | None
+    device: str
+    precision: str
+    seed: int
+
+
+@dataclass
+class History:
+    """What happened, one entry per epoch.
+
+    Attributes
+    ----------
+    columns : dict of str to list of float
+        ``loss`` and ``learning_rate``, with validation ``validation_loss`` and ``validation_score`` too.
+    best_epoch : int
+        Counted from 0: the one whose network was kept.
+    """
+
+    columns: dict[str, list[float]] = field(default_factory=dict)
+    best_epoch: int = 0
+
+    def add(self, **values: float) -> None:
+        """One more epoch."""
+        for name, value in values.items():
+            self.columns.setdefault(name, []).append(value)
+
+    @property
+    def n_epochs(self) -> int:
+        """Epochs that were trained."""
+        return len(self.columns.get("loss", ()))
+
+
+@dataclass
+class Loop:
+    """Training of one network on one set of images.
+
+    Parameters
+    ----------
+    network : callable (bool) -> nn.Module
+        The network on the device, ready to be trained (True) or to predict (False), with the same tensors.
+    values : Values
+        Of the training images.
+    targets : Targets
+    optimizer : Optimizer
+        Whose groups have a ``peak``.
+    settings : Settings
+    validation : (Values, Targets) or None
+    after_epoch : callable (History) -> bool
+        Told after every epoch; True ends the training.
+    """
+
+    network: Callable[[bool], nn.Module]
+    values: Values
+    targets: Targets
+    optimizer: torch.optim.Optimizer
+    settings: Settings
+    validation: tuple[Values, Targets] | None = None
+    after_epoch: Callable[[History], bool] = lambda history: False
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self._draws = Draws(settings.seed, settings.device)
+        self._order = torch.Generator().manual_seed(settings.seed)
+        self._mixing = np.random.default_rng(settings.seed)
+        self._codes = torch.from_numpy(self.targets.codes).to(
+            settings.device, torch.float32 if self.targets.multilabel else torch.int64
+        )
+        self._weights = torch.from_numpy(self.targets.weights).to(settings.device, torch.float32)
+        self._live = _changing(self.network(True))
+        self._mean = _MovingAverage(self._live, settings.ema) if settings.ema else None
+        n_batches = len(_split(np.arange(len(self.targets.codes)), settings.batch_size))
+        self._n_batches = n_batches
+        self._schedule = Schedule(settings.lr_schedule, settings.warmup, settings.epochs * n_batches)
+
+    def run(self) -> History:
+        """Train; afterwards the network holds its last values, or with validation its best ones."""
+        history, best, best_loss = History(), None, float("inf")
+        for epoch in range(self.settings.epochs):
+            history.add(loss=self._epoch(epoch), learning_rate=self.optimizer.param_groups[0]["lr"])
+            if self.validation is not None:
+                loss, score = self._validate()
+                history.add(validation_loss=loss, validation_score=score)
+                if loss < best_loss:
+                    best_loss, best, history.best_epoch = loss, _copies(self._result()), epoch
+            else:
+                history.best_epoch = epoch
+            if self.after_epoch(history) or self._is_stuck(history):
+                break
+        _restore(self._live, self._result() if best is None else best)
+        return history
+
+    def _is_stuck(self, history: History) -> bool:
+        patience = self.settings.n_iter_no_change
+        return patience is not None and history.n_epochs - 1 - history.best_epoch >= patience
+
+    def _epoch(self, epoch: int) -> float:
+        network = self.network(True)
+        order = torch.randperm(len(self._codes), generator=self._order).numpy()
+        batches = _split(order, self.settings.batch_size)
+        sums = torch.zeros(2, dtype=torch.float64, device="cpu")
+        with closing(self.values.iter_batches(batches, epoch)) as stream:
+            for step, (rows, values) in enumerate(zip(batches, stream, strict=True), epoch * self._n_batches):
+                each = self._step(network, values, rows, step)
+                weights = self._weights[rows]
+                sums += torch.stack([(each * weights).sum(), weights.sum()]).double().cpu()
+        return float(sums[0] / sums[1])
+
+    def _step(self, network: nn.Module, values: torch.Tensor, rows: np.ndarray, step: int) -> torch.Tensor:
+        values, codes, weights = values.to(self.settings.device), self._codes[rows], self._weights[rows]
+        if self.settings.mixup:
+            values, codes = self._mixed(values, codes)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * self._schedule.share(step)
+        with self._draws.drawn_from(), undisturbed(self.settings.device):
+            with autocast(self.settings.device, self.settings.precision):
+                scores = network(values)
+            each = losses(scores.float(), codes, self.settings.label_smoothing)
+            self.optimizer.zero_grad()
+            (each * weights).mean().backward()
+        if self.settings.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(network.parameters(), self.settings.max_grad_norm)
+        self.optimizer.step()
+        if self._mean is not None:
+            self._mean.update()
+        return each.detach()
+
+    def _mixed(self, values: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pairs of images in one proportion, in values and in classes (mixup)."""
+        share = float(self._mixing.beta(self.settings.mixup, self.settings.mixup))
+        partner = torch.from_numpy(self._mixing.permutation(len(values))).to(values.device)
+        if codes.ndim == 1:
+            codes = F.one_hot(codes, self.targets.n_classes).float()
+        return values.lerp(values[partner], 1 - share), codes.lerp(codes[partner], 1 - share)
+
+    def _validate(self) -> tuple[float, float]:
+        assert self.validation is not None
+        values, targets = self.validation
+        trained = None if self._mean is None else _copies(self._live)
+        _restore(self._live, self._result())
+        scores = outputs_of(self.network(False), values, len(targets.codes), self.settings)
+        if trained is not None:
+            _restore(self._live, trained)
+        codes = torch.from_numpy(targets.codes)
+        codes = codes.float() if targets.multilabel else codes.long()
+        each = losses(scores, codes, self.settings.label_smoothing).numpy()
+        right = (scores > 0).eq(codes > 0).all(1) if targets.multilabel else scores.argmax(1).eq(codes)
+        return float(np.average(each, weights=targets.weights)), float(np.average(right, weights=targets.weights))
+
+    def _result(self) -> dict[str, torch.Tensor]:
+        return self._live if self._mean is None else self._mean.tensors
+
+
+class _MovingAverage:
+    """Exponential moving average of all that training changes.
+
+    Early on it forgets faster, so that the first values do not linger.
+    """
+
+    def __init__(self, live: dict[str, torch.Tensor], decay: float) -> None:
+        self._live, self._decay, self._updates = live, decay, 0
+        self.tensors = _copies(live)
+
+    def update(self) -> None:
+        self._updates += 1
+        decay = min(self._decay, self._updates / (self._updates + 10))
+        for name, value in self._live.items():
+            if value.is_floating_point():
+                self.tensors[name].lerp_(value, 1 - decay)
+            else:
+                self.tensors[name].copy_(value)
+
+
+def outputs_of(
+    function: Callable[[torch.Tensor], torch.Tensor],
+    values: Values,
+    n: int,
+    settings: Settings,
+) -> torch.Tensor:
+    """What a function of the values gives without gradients, batch by batch, float32 on the CPU."""
+    parts = []
+    batches = [np.arange(start, min(start + settings.batch_size, n)) for start in range(0, n, settings.batch_size)]
+    with torch.no_grad(), closing(values.iter_batches(batches, 0)) as stream:
+        for batch in stream:
+            # A lone small image would be convolved by another routine, with other rounding.
+            company = torch.cat([batch, batch]) if len(batch) == 1 else batch
+            with undisturbed(settings.device), autocast(settings.device, settings.precision):
+                parts.append(function(company.to(settings.device))[: len(batch)].float().cpu())
+    return torch.cat(parts)
+
+
+def autocast(device: str, precision: str) -> torch.autocast:
+    """Half precision where it is asked for, with float32 weights."""
+    return torch.autocast(torch.device(device).type, dtype=DTYPES[precision], enabled=precision != "float32")
+
+
+def _split(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Batches; a single image at the end joins the one before, since one image has no spread to normalise by."""
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    return batches
+
+
+def _changing(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters that train, and the statistics beside them, as they are in the network."""
+    found = {name: parameter.detach() for name, parameter in network.named_parameters() if parameter.requires_grad}
+    training = {name for name, module in network.named_modules() if module.training}
+    return found | {name: buffer for name, buffer in network.named_buffers() if name.rpartition(".")[0] in training}
+
+
+def _copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in tensors.items()}
+
+
+def _restore(live: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in tensors.items():
+            if live[name] is not value:
+                live[name].copy_(value)

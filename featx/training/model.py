@@ -1,0 +1,142 @@
+"""A network with a head, put together from its parts: for training, and again from what training has changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from featx.activations.engine import check_weights_reach
+from featx.activations.plan import FeaturePlan
+from featx.backbones.layers import Architecture
+from featx.backbones.networks import NetworkSpec
+from featx.training.split import Split
+from featx.training.tuned import TunedNetwork, make_head
+from featx.training.values import unflatten
+
+Tensors = dict[str, torch.Tensor]
+_HEAD, _NETWORK = "head.", "network."  # in front of the names of changed tensors
+
+
+@dataclass(frozen=True)
+class Model:
+    """Everything that decides a tuned network but its tensors.
+
+    Attributes
+    ----------
+    spec : NetworkSpec
+    architecture : Architecture
+    plan : FeaturePlan
+        Of the layer that the head reads.
+    split : Split
+    hidden : tuple of int
+    dropout : float
+    n_outputs : int
+    batch_norm : {"frozen", "train"}
+    device : str
+    """
+
+    spec: NetworkSpec
+    architecture: Architecture
+    plan: FeaturePlan
+    split: Split
+    hidden: tuple[int, ...]
+    dropout: float
+    n_outputs: int
+    batch_norm: str
+    device: str
+
+    @property
+    def cut_plan(self) -> FeaturePlan | None:
+        """How the values at the cut are computed as features; None where the tail starts from images."""
+        if self.split.head_only:
+            return self.plan
+        return None if self.split.cut is None else FeaturePlan((self.split.cut,), "flatten", 1, None)
+
+    @cached_property
+    def finish(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """From rows of `cut_plan` to what the tail takes."""
+        cut = self.split.cut
+        return (lambda rows: rows) if self.split.head_only or cut is None else unflatten(cut)
+
+    def build(self, tensors: Mapping[str, torch.Tensor] | None = None) -> Built:
+        """On the device, with the tensors that `Built.changed` gave, or as pretrained with a new head."""
+        head = make_head(self.plan.shape[-1], self.hidden, self.n_outputs, self.dropout).to(self.device)
+        module = None if self.split.head_only else self._module()
+        if tensors is not None:
+            for part, prefix in ((head, _HEAD), (module, _NETWORK)):
+                if part is not None:
+                    part.load_state_dict(_within(tensors, prefix), strict=False)
+        return Built(self, module, head)
+
+    def _module(self) -> nn.Module:
+        network = self.spec.load(self.device, torch.float32)
+        check_weights_reach(self.plan, self.architecture, network)
+        with network.lock:  # not with the hooks of another thread's pass
+            return copy.deepcopy(network.module)
+
+
+@dataclass
+class Built:
+    """A network in memory.
+
+    Attributes
+    ----------
+    model : Model
+    module : nn.Module or None
+        Of this object alone; None where only the head trains.
+    head : nn.Sequential
+    """
+
+    model: Model
+    module: nn.Module | None
+    head: nn.Sequential
+    _tails: dict[bool, nn.Module] = field(default_factory=dict)
+
+    def network(self, training: bool) -> TunedNetwork:
+        """Tail and head: what trains in training mode and with gradients, the rest in eval mode; or all of it."""
+        self.head.train(training).requires_grad_(training)
+        if self.module is None:
+            return TunedNetwork(None, self.model.plan, self.head)
+        self.model.split.set_modes(self.module, training=training, batch_norm=self.model.batch_norm)
+        if training not in self._tails:  # the graph remembers the modes that functions were called in
+            self._tails[training] = self.model.split.tail(self.module)
+        return TunedNetwork(self._tails[training], self.model.plan, self.head)
+
+    def parameters_with_factors(self, layer_decay: float) -> Iterator[tuple[float, nn.Parameter]]:
+        """What trains, with a factor of its learning rate: 1 for the head, times ``layer_decay`` per stage below it."""
+        for parameter in self.head.parameters():
+            yield 1.0, parameter
+        if self.module is None:
+            return
+        depths = self._depths()
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                yield layer_decay ** depths[name.rpartition(".")[0]], parameter
+
+    def changed(self) -> Tensors:
+        """Copies on the CPU of what training may have changed."""
+        tensors = {_HEAD + name: value for name, value in self.head.state_dict().items()}
+        if self.module is not None:
+            state = self.module.state_dict()
+            tensors |= {_NETWORK + name: state[name] for name in self.model.split.names(self.module)}
+        return {name: value.detach().cpu().clone() for name, value in tensors.items()}
+
+    def _depths(self) -> dict[str, int]:
+        """For each module, how many stages end at or after it; modules that are not called count as the deepest."""
+        architecture = self.model.architecture
+        ends = [architecture.layer(name).position for name in architecture.stages]
+        first: dict[str, int] = {}
+        for position, call in enumerate(architecture.calls):
+            for name in call.names:
+                first.setdefault(name, position)
+        assert self.module is not None
+        return {name: sum(end > first.get(name, 0) for end in ends) for name, _ in self.module.named_modules()}
+
+
+def _within(tensors: Mapping[str, torch.Tensor], prefix: str) -> Tensors:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

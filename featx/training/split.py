@@ -1,0 +1,277 @@
+"""The network in two at the freeze point: a front that never changes, and a tail that trains."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from featx.activations.taps import read
+from featx.backbones.layers import Architecture, Layer
+from featx.backbones.networks import NetworkSpec
+from featx.exceptions import LayerError
+
+_NORMS_WITH_STATISTICS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where a network is cut, and what trains behind the cut.
+
+    Attributes
+    ----------
+    frozen : Layer or None
+        Everything up to here stays as it was; None where everything trains.
+    attach : Layer
+        What the head reads.
+    cut : Layer or None
+        What the tail starts from: `frozen`, or the nearest layer before it that alone reaches `attach`. None where the
+        tail is the whole network, because nothing is frozen or because it cannot be traced.
+    trainable : frozenset of str
+        Modules whose own parameters and statistics may change.
+    reason : str
+        Why a frozen network has no cut; empty where it has one.
+    shortcut : bool
+        Whether values at the freeze point may be computed ahead of training.
+    """
+
+    frozen: Layer | None
+    attach: Layer
+    cut: Layer | None
+    trainable: frozenset[str]
+    reason: str = ""
+    shortcut: bool = True
+
+    @property
+    def head_only(self) -> bool:
+        """Whether training needs nothing but the rows that the head reads."""
+        return self.shortcut and self.frozen is not None and self.frozen.position >= self.attach.position
+
+    def without_shortcut(self, reason: str) -> Split:
+        """The same, with every image going through the whole network in every epoch."""
+        return replace(self, cut=None, shortcut=False, reason=reason)
+
+    def names(self, module: nn.Module) -> list[str]:
+        """Names in the state dict of what may change, shallow to deep."""
+        own = [prefix + name for prefix, part in self._parts(module) for name in _own_tensors(part)]
+        return [name for name in module.state_dict() if name in set(own)]
+
+    def set_modes(self, module: nn.Module, *, training: bool, batch_norm: str) -> None:
+        """Put what trains into training mode and everything else into eval mode, without gradients."""
+        module.eval().requires_grad_(False)
+        for _, part in self._parts(module):
+            for parameter in part.parameters(recurse=False):
+                parameter.requires_grad_(training)
+            fixed = batch_norm == "frozen" and isinstance(part, _NORMS_WITH_STATISTICS)
+            part.training = training and not fixed
+
+    def tail(self, module: nn.Module) -> nn.Module:
+        """From the values at the cut to those that the head reads, in the modes that the module's parts are in."""
+        if self.cut is None:
+            return _Whole(module, self.attach)
+        return _Traced(module).tail(self.cut, self.attach)
+
+    def _parts(self, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        for name, part in module.named_modules():
+            if name in self.trainable:
+                yield (f"{name}." if name else ""), part
+
+
+def split_at(module: nn.Module, architecture: Architecture, attach: Layer, freeze: object) -> Split:
+    """Resolve a user's ``freeze`` for a head at ``attach``.
+
+    Parameters
+    ----------
+    module : nn.Module
+        With the network's structure; its values are not looked at.
+    architecture : Architecture
+    attach : Layer
+    freeze : int, "all" or str
+        As in FineTuneClassifier.
+
+    Raises
+    ------
+    LayerError
+        The network has no such stage or module.
+    """
+    frozen = _resolve_freeze(architecture, attach, freeze)
+    if frozen is not None and frozen.position >= attach.position:
+        return Split(frozen, attach, frozen, frozenset())
+    try:
+        traced = _Traced(module)
+        trainable = traced.modules_between(frozen, attach)
+    except Exception as error:  # whatever a foreign forward does when it meets a proxy
+        return Split(frozen, attach, None, _called_between(architecture, frozen, attach), reason=str(error))
+    cut = None if frozen is None else traced.cut_before(frozen, attach, architecture)
+    reason = "" if frozen is None or cut else "several values cross every place before the freeze point"
+    return Split(frozen, attach, cut, trainable, reason)
+
+
+def split_of(spec: NetworkSpec, architecture: Architecture, attach: Layer, freeze: object) -> Split:
+    """As `split_at`, for a network that need not be loaded."""
+    # A foreign forward may count its calls: not on the user's own module.
+    structure = architecture.module if spec.backbone.named else copy.deepcopy(architecture.module)
+    return split_at(structure, architecture, attach, freeze)
+
+
+def _resolve_freeze(architecture: Architecture, attach: Layer, freeze: object) -> Layer | None:
+    if freeze == "all":
+        return attach
+    if isinstance(freeze, str):
+        return architecture.resolve(freeze)[0]
+    stages = [name for name in architecture.stages if architecture.layer(name).position <= attach.position]
+    count = int(freeze)  # type: ignore[call-overload]
+    if not -len(stages) <= count <= len(stages):
+        raise LayerError(
+            f"A number of stages from {-len(stages)} to {len(stages)} is expected for {architecture.model}, got "
+            f"freeze={freeze}. Its stages up to the head are {stages}."
+        )
+    count = count if count >= 0 else len(stages) + count
+    return architecture.layer(stages[count - 1]) if count else None
+
+
+class _Traced:
+    """A network as a graph, with the values that its modules return and take."""
+
+    def __init__(self, module: nn.Module) -> None:
+        tracer = _Tracer()
+        self._module, self._graph = module, tracer.trace(module)
+        self._returned, self._given = tracer.returned, tracer.given
+        (output,) = (node for node in self._graph.nodes if node.op == "output")
+        self._returned[module, 1] = _first_node(output.args)
+
+    def node_of(self, layer: Layer) -> fx.Node:
+        """Where a layer's values come from.
+
+        Raises
+        ------
+        LookupError
+            It lies inside what the graph treats as one operation.
+        """
+        child = self._module.get_submodule(layer.name)
+        node = (self._given if layer.side == "input" else self._returned).get((child, layer.call))
+        if node is None:
+            raise LookupError(f"{layer.label} lies inside of an operation that cannot be traced")
+        return node
+
+    def tail(self, cut: Layer, attach: Layer) -> fx.GraphModule:
+        """The part of the graph between two layers."""
+        begin, end = self.node_of(cut), self.node_of(attach)
+        inside = self._before(end, stop=begin)
+        graph = fx.Graph()
+        copies = {begin: graph.placeholder("values")}
+        for node in self._graph.nodes:
+            if node in inside and node is not begin:
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+        graph.output(copies[end])
+        return fx.GraphModule(self._module, graph)
+
+    def cut_before(self, frozen: Layer, attach: Layer, architecture: Architecture) -> Layer | None:
+        """The last layer up to ``frozen`` through which all that reaches ``attach`` passes."""
+        end, order = self.node_of(attach), {node: i for i, node in enumerate(self._graph.nodes)}
+        last = order[self.node_of(frozen)]
+        nodes = {node: key for key, node in self._returned.items() if node is not None and order[node] <= last}
+        names = {child: name for name, child in self._module.named_modules()}
+        for node in sorted(nodes, key=order.__getitem__, reverse=True):
+            child, call = nodes[node]
+            if not any(found.op == "placeholder" for found in self._before(end, stop=node)):
+                try:
+                    return architecture.layer(names[child], call)
+                except (LayerError, KeyError):  # puts out no row per image
+                    continue
+        return None
+
+    def modules_between(self, frozen: Layer | None, attach: Layer) -> frozenset[str]:
+        """Modules with values of their own that take part between two layers and not before."""
+        end = self.node_of(attach)
+        before = set() if frozen is None else self._before(self.node_of(frozen))
+        after = self._before(end) - before
+        return self._owners(after) - self._owners(before)
+
+    def _owners(self, nodes: set[fx.Node]) -> frozenset[str]:
+        targets = {str(node.target) for node in nodes if node.op == "call_module"}
+        inner = {
+            f"{target}.{name}" if name else target
+            for target in targets
+            for name, _ in self._module.get_submodule(target).named_modules()
+        }
+        read = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
+        # A container's own flag decides what functions in its forward do (dropout, say), so it trains with its parts.
+        around = {name.rpartition(".")[0] for name in inner | read}
+        return frozenset(inner | read | around)
+
+    def _before(self, node: fx.Node, stop: fx.Node | None = None) -> set[fx.Node]:
+        """A node and all that it is made from, not looking past ``stop``."""
+        found, waiting = set(), [node]
+        while waiting:
+            node = waiting.pop()
+            if node not in found:
+                found.add(node)
+                if node is not stop:
+                    waiting += node.all_input_nodes
+        return found
+
+
+class _Tracer(fx.Tracer):
+    """Notes what every call of a module takes and returns; torchvision's operations stay whole, as torch's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.returned: dict[tuple[nn.Module, int], fx.Node | None] = {}
+        self.given: dict[tuple[nn.Module, int], fx.Node | None] = {}
+        self._calls: defaultdict[nn.Module, int] = defaultdict(int)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        operation = type(m).__module__.startswith("torchvision.ops") and not isinstance(m, nn.Sequential)
+        return operation or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        out = super().call_module(m, forward, args, kwargs)
+        self._calls[m] += 1
+        key = m, self._calls[m]
+        self.returned[key], self.given[key] = _first_node(out), _first_node((args, kwargs))
+        return out
+
+
+def _first_node(value: Any) -> fx.Node | None:
+    if isinstance(value, fx.Proxy):
+        return value.node
+    if isinstance(value, fx.Node):
+        return value
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+    return next((node for node in map(_first_node, parts) if node is not None), None)
+
+
+class _Whole(nn.Module):
+    """The network itself, from images to what the head reads."""
+
+    def __init__(self, module: nn.Module, attach: Layer) -> None:
+        super().__init__()
+        self.module, self._attach = module, attach
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Of shape (n, ...), as the layer puts it out."""
+        (values,) = read(self.module, images, [self._attach], lambda _, output: output)
+        return values
+
+
+def _called_between(architecture: Architecture, frozen: Layer | None, attach: Layer) -> frozenset[str]:
+    first = 0 if frozen is None else frozen.position
+    before = {name for call in architecture.calls[:first] for name in call.names}
+    after = {name for call in architecture.calls[first : attach.position] for name in call.names}
+    if frozen is None:
+        after.add("")
+    else:  # a module that began before the freeze point may have used its own values there
+        around = {name for name in after if any(inner.startswith(f"{name}.") or not name for inner in before)}
+        after -= around
+    return frozenset(after - before)
+
+
+def _own_tensors(part: nn.Module) -> list[str]:
+    names = [name for name, _ in part.named_parameters(recurse=False)]
+    return names + [name for name, _ in part.named_buffers(recurse=False)]

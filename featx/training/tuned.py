@@ -1,0 +1,106 @@
+"""The part of a network that trains, with its head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+from torch.nn import functional as F
+
+from featx.activations.plan import FeaturePlan
+from featx.activations.pooling import pool
+
+# A feature that hardly varies is left as it is.
+_LEAST_SPREAD = 1e-6
+
+
+class TunedNetwork(nn.Module):
+    """A tail, the pooling of the layer that the head reads, and the head.
+
+    Parameters
+    ----------
+    tail : nn.Module or None
+        From the values at the cut to the layer's output; None where the values are the pooled rows themselves.
+    plan : FeaturePlan
+        Of the one layer that the head reads.
+    head : nn.Sequential
+    """
+
+    def __init__(self, tail: nn.Module | None, plan: FeaturePlan, head: nn.Sequential) -> None:
+        super().__init__()
+        self.tail, self.plan, self.head = tail, plan, head
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Scores of shape (n, n_outputs)."""
+        return self.head(self.features(values))
+
+    def features(self, values: torch.Tensor) -> torch.Tensor:
+        """Pooled, normalised rows of shape (n, n_features), float32."""
+        if self.tail is None:
+            return values
+        (slot,) = self.plan.slots
+        rows = pool(self.tail(values), *slot)
+        if self.plan.normalize == "signed-sqrt":
+            rows = rows.sign() * rows.abs().clamp(min=1e-12).sqrt()  # the root of 0 has no slope
+        return rows if self.plan.normalize is None else F.normalize(rows)
+
+
+def make_head(n_features: int, hidden: Sequence[int], n_outputs: int, dropout: float) -> nn.Sequential:
+    """Linear layers with ReLU between them; dropout before each but the first of several."""
+    layers: list[nn.Module] = []
+    width = n_features
+    for size in hidden:
+        layers += [nn.Linear(width, size), nn.ReLU(), nn.Dropout(dropout)]
+        width = size
+    if not hidden:
+        layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers, nn.Linear(width, n_outputs))
+
+
+def probe(rows: np.ndarray, targets: np.ndarray, weights: np.ndarray, C: float, out: nn.Linear) -> None:
+    """Set a linear layer to the logistic regression on standardised rows (LP-FT).
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, n_features), float32
+    targets : ndarray of shape (n,) of int, or (n, n_outputs) of 0 and 1
+    weights : ndarray of shape (n,)
+    C : float
+        As in scikit-learn: smaller is more regularised.
+    out : nn.Linear
+        Changed in place.
+    """
+    mean, spread = rows.mean(0), rows.std(0)
+    spread[spread < _LEAST_SPREAD] = 1
+    standard = (rows - mean) / spread
+    if targets.ndim == 1:
+        weight, bias = _logistic(standard, targets, weights, C, out.out_features)
+    else:
+        columns = [_logistic(standard, column, weights, C, 2) for column in targets.T]
+        weight = np.stack([of_one[1] - of_one[0] for of_one, _ in columns])
+        bias = np.stack([of_one[1] - of_one[0] for _, of_one in columns])
+    weight = weight / spread
+    with torch.no_grad():
+        out.weight.copy_(torch.from_numpy(weight))
+        out.bias.copy_(torch.from_numpy(bias - weight @ mean))
+
+
+def _logistic(
+    rows: np.ndarray, targets: np.ndarray, weights: np.ndarray, C: float, n_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weight (n_classes, n_features) and bias of a softmax regression; classes without a row get none."""
+    weight, bias = np.zeros((n_classes, rows.shape[1])), np.zeros(n_classes)
+    seen = np.unique(targets)
+    if len(seen) == 1:  # nothing to tell apart: only how sure one can be
+        bias[seen[0]] = np.log1p(weights.sum())
+        return weight, bias
+    model = LogisticRegression(C=C, max_iter=200, tol=1e-3).fit(rows, targets, sample_weight=weights)
+    if len(seen) == 2:  # one score for the second class
+        weight[seen] = np.concatenate([-model.coef_, model.coef_]) / 2
+        bias[seen] = np.concatenate([-model.intercept_, model.intercept_]) / 2
+    else:
+        weight[seen], bias[seen] = model.coef_, model.intercept_
+    return weight, bias
