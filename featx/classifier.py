@@ -4,40 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.base import ClassifierMixin, TransformerMixin, _fit_context, clone
+from sklearn.base import ClassifierMixin, TransformerMixin, _fit_context
 from sklearn.callback import with_callbacks
-from sklearn.model_selection import train_test_split
-from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted
-from tqdm.auto import tqdm
+from sklearn.utils.validation import check_is_fitted
 
-from featx.base import NetworkEstimator
 from featx.exceptions import ImageError
-from featx.images.sources import MAX_PIXELS, Items
+from featx.images.sources import MAX_PIXELS
 from featx.store import FeatureStore
+from featx.tuning import TunedEstimator
 
 if TYPE_CHECKING:
-    from featx.activations.extraction import Extraction
-    from featx.activations.plan import FeaturePlan
     from featx.extractor import PretrainedFeatureExtractor
-    from featx.training.fitting import Recipe, Source
-    from featx.training.loop import History, Settings
-    from featx.training.model import Model, Tensors
-    from featx.training.targets import Labels
 
-# Training that is neither too short for fifty images nor too long for fifty thousand.
-_AUTO_STEPS, _FEWEST_EPOCHS, _MOST_EPOCHS = 300, 4, 30
-_HEAD_RATES = {"adamw": 1e-3, "adam": 1e-3, "sgd": 1e-2}
-_TUNING_RATES = {"adamw": 1e-4, "adam": 1e-4, "sgd": 1e-3}
-_PROBE_C = 0.01
+# Parameters that say nothing about what was learnt.
+_OF_THIS_MACHINE = ("cache", "device", "n_jobs", "verbose")
 
 
-class FineTuneClassifier(ClassifierMixin, TransformerMixin, NetworkEstimator):  # type: ignore[misc]
+class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # type: ignore[misc]
     """A pretrained network with a new output layer, fine-tuned with cross-entropy.
 
     The output layers are replaced by a new head; the front of the network, up to ``freeze``, stays exactly as it was,
@@ -154,35 +140,6 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, NetworkEstimator):  
     >>> model.fit(digits.images[:200], digits.target[:200]).predict(digits.images[200:202]).shape
     (2,)
     """
-
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **NetworkEstimator._parameter_constraints,
-        "layers": [str, Integral],
-        "freeze": [Integral, str],
-        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
-        "dropout": [Interval(Real, 0, 1, closed="left")],
-        "linear_probe": ["boolean", Interval(Real, 0, None, closed="neither")],
-        "epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
-        "optimizer": [StrOptions({"adamw", "adam", "sgd"})],
-        "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
-        "layer_decay": [Interval(Real, 0, 1, closed="right")],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "lr_schedule": [StrOptions({"cosine", "linear", "constant"})],
-        "warmup": [Interval(Real, 0, 1, closed="left")],
-        "max_grad_norm": [Interval(Real, 0, None, closed="neither"), None],
-        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
-        "mixup": [Interval(Real, 0, None, closed="left")],
-        "ema": [Interval(Real, 0, 1, closed="neither"), None],
-        "augment": [StrOptions({"flip", "crop", "color"}), callable, None],
-        "augment_views": [Interval(Integral, 0, None, closed="left")],
-        "batch_norm": [StrOptions({"frozen", "train"})],
-        "class_weight": [dict, list, StrOptions({"balanced"}), None],
-        "early_stopping": ["boolean"],
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
-        "warm_start": ["boolean"],
-        "random_state": ["random_state"],
-    }
 
     def __init__(
         self,
@@ -306,7 +263,8 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, NetworkEstimator):  
                 f"The classes of the last fit, {self.classes_.tolist()}, are expected with warm_start=True, got "
                 f"{labels.classes.tolist()}. Set warm_start=False."
             )
-        return self._train(items, labels, sample_weight, start, given=(X, y))
+        self._train(items, labels, sample_weight, start, given=(X, y))
+        return self
 
     @with_callbacks  # type: ignore[untyped-decorator]
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
@@ -328,10 +286,11 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, NetworkEstimator):  
 
         first = not hasattr(self, "tensors_")
         if first and classes is None and not is_multilabel(y):
-            raise ValueError("All labels are expected in the first call of partial_fit, got classes=None.")
+            raise ValueError("All labels are expected in the first call of partial_fit, got classes=None. Pass them.")
         items = self._items(X, reset=first)
         labels = Labels.of(type(self).__name__, y, classes if first else self.classes_)
-        return self._train(items, labels, sample_weight, None if first else self.tensors_, given=(X, y), once=True)
+        self._train(items, labels, sample_weight, None if first else self.tensors_, given=(X, y), once=True)
+        return self
 
     def predict(self, X: Any) -> np.ndarray:
         """Labels of images.
@@ -373,6 +332,23 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, NetworkEstimator):  
         from featx.training.targets import probabilities
 
         return probabilities(torch.from_numpy(self._outputs(X, scores=True)), self._multilabel)
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Scores of the classes before they become probabilities.
+
+        Parameters
+        ----------
+        X : array-like of n images
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        scores : ndarray of shape (n, n_classes), float32
+            For two classes of shape (n,), positive where the second is the likelier one.
+        """
+        scores = self._outputs(X, scores=True)
+        binary = len(self.classes_) == 2 and not self._multilabel
+        return scores[:, 1] - scores[:, 0] if binary else scores
 
     def transform(self, X: Any) -> np.ndarray:
         """Features that the head reads, from the tuned network.
@@ -418,230 +394,62 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, NetworkEstimator):  
                 shared["layers"] = model.plan.layers[0].name
         return PretrainedFeatureExtractor(**shared)
 
-    def set_params(self, **params: Any) -> FineTuneClassifier:
-        """As in scikit-learn."""
-        self.__dict__.pop("_runtime", None)
-        return super().set_params(**params)
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted classifier as safetensors with JSON inside, in which nothing can run.
 
-    def _train(
-        self, items: Items, labels: Labels, sample_weight: Any, start: Tensors | None, given: Any, once: bool = False
-    ) -> FineTuneClassifier:
-        from featx.training.fitting import fit
+        Parameters
+        ----------
+        path : str or path
+            File to write, usually ``.safetensors``. It holds the parameters (without ``cache``, ``device``, ``n_jobs``
+            and ``verbose``), the classes and what training changed; a frozen front is loaded again from ``weights``.
 
-        check_consistent_length(range(len(items)), labels.codes)
-        weights = _check_sample_weight(sample_weight, range(len(items)), dtype=np.float64, ensure_non_negative=True)
-        rows = np.flatnonzero(weights > 0)
-        rows = rows[self._readable(items.take(rows.tolist()))]
-        if not len(rows):
-            raise ValueError("At least one readable image that weighs something is expected, got none.")
-        random = check_random_state(self.random_state)
-        seed = int(random.randint(2**31 - 1))
-        self.__dict__.pop("_runtime", None)
-        self.classes_, self._multilabel = labels.classes, labels.codes.ndim == 2
-        model = self._model(items)
-        training, held_out = rows, None
-        if self.early_stopping and not once:
-            training, held_out = self._hold_out(rows, labels, seed)
-        recipe = self._recipe(model, len(training), seed, once)
-        watch = _Watch(self, recipe.settings.epochs, *given)
-        source = self._source(items, model)
-        fitted = fit(
-            model,
-            source.take(training),
-            labels.targets(training, self.class_weight, weights),
-            recipe,
-            start=start,
-            validation=None
-            if held_out is None
-            else (source.take(held_out), labels.targets(held_out, self.class_weight, weights)),
-            after_epoch=watch.after_epoch,
-        )
-        self._set_fitted(fitted.tensors, fitted.history, goes_on=once and start is not None)
-        watch.end()
-        return self
+        Raises
+        ------
+        TypeError
+            A parameter is a module or a callable, or labels are neither numbers nor texts.
+        """
+        from featx.training.sharing import labels_to_json, save_fitted
 
-    def _set_fitted(self, tensors: Tensors, history: History, *, goes_on: bool) -> None:
-        before: dict[str, list[float]] = self.history_ if goes_on else {}
-        self.tensors_: Tensors = tensors
-        self.history_: dict[str, list[float]] = {
-            name: before.get(name, []) + column for name, column in history.columns.items()
-        }
-        self.n_iter_ = len(self.history_["loss"])
-        self.best_epoch_ = self.n_iter_ - history.n_epochs + history.best_epoch
-
-    def _hold_out(self, rows: np.ndarray, labels: Labels, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        by = labels.codes[rows] if labels.codes.ndim == 1 and len(labels.classes) > 1 else None
-        try:
-            training, held_out = train_test_split(
-                rows, test_size=self.validation_fraction, stratify=by, random_state=seed
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"Images enough of every class for validation_fraction={self.validation_fraction} are expected, got "
-                f"{len(rows)} images: {error} Set early_stopping=False."
-            ) from error
-        return np.sort(training), np.sort(held_out)
-
-    def _recipe(self, model: Model, n: int, seed: int, once: bool) -> Recipe:
-        from featx.images.augmentation import Augmentation
-        from featx.training.fitting import Recipe
-
-        rate = self.learning_rate
-        if rate == "auto":
-            alone = model.split.frozen is not None and not model.split.trainable
-            rate = (_HEAD_RATES if alone else _TUNING_RATES)[self.optimizer]
-        probing = self.linear_probe is not False
-        return Recipe(
-            settings=self._settings(model, n, seed, once),
-            optimizer=self.optimizer,
-            learning_rate=float(rate),
-            layer_decay=self.layer_decay,
-            weight_decay=self.weight_decay,
-            probe_c=(_PROBE_C if self.linear_probe is True else float(self.linear_probe)) if probing else None,
-            augmentation=None if self.augment is None else Augmentation(self.augment),
-            views=self.augment_views,
-        )
-
-    def _settings(self, model: Model, n: int = 1, seed: int = 0, once: bool = False) -> Settings:
-        from featx.training.loop import Settings
-
-        steps = -(-n // self.batch_size)
-        auto = int(np.clip(-(-_AUTO_STEPS // steps), _FEWEST_EPOCHS, _MOST_EPOCHS))
-        epochs = auto if self.epochs == "auto" else int(self.epochs)
-        return Settings(
-            epochs=1 if once else epochs,
-            batch_size=self.batch_size,
-            lr_schedule="constant" if once else self.lr_schedule,
-            warmup=0.0 if once else self.warmup,
-            max_grad_norm=self.max_grad_norm,
-            label_smoothing=self.label_smoothing,
-            mixup=self.mixup,
-            ema=self.ema,
-            n_iter_no_change=self.n_iter_no_change if self.early_stopping and not once else None,
-            device=model.device,
-            precision=self.precision,
-            seed=seed,
-        )
-
-    def _outputs(self, X: Any, *, scores: bool) -> np.ndarray:
         check_is_fitted(self)
-        self._validate_params()
-        items = self._items(X, reset=False)
-        readable = self._readable(items)
-        if not len(readable):
-            raise ValueError("At least one readable image is expected, got none.")
-        model = self._model(items)
-        network = self._network(model)
-        found = self._source(items.take(readable.tolist()), model).outputs(
-            model, network if scores else network.features, self._settings(model)
-        )
-        out = np.full((len(items), *found.shape[1:]), np.nan, dtype=np.float32)
-        out[readable] = found
-        return out
+        params = {name: value for name, value in self.get_params(deep=False).items() if name not in _OF_THIS_MACHINE}
+        params["weights"] = None if self.weights is None else os.fspath(self.weights)
+        about = {
+            "params": params,
+            "classes": labels_to_json(self.classes_),
+            "multilabel": self._multilabel,
+            "history": self.history_,
+            "best_epoch": self.best_epoch_,
+        }
+        save_fitted(path, self.tensors_, about)
 
-    def _readable(self, items: Items) -> np.ndarray:
-        """Rows of the images that can be read; all of them where others are to raise."""
-        if self.on_error == "raise":
-            return np.arange(len(items))
-        from featx.images.sources import readable_rows
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> FineTuneClassifier:
+        """A fitted classifier from a file that :meth:`save` wrote.
 
-        return np.asarray(readable_rows(items), dtype=int)
+        Parameters
+        ----------
+        path : str or path
 
-    def _model(self, items: Items | None) -> Model:
-        """The network with its head, as the parameters say; the same object until they change."""
-        from featx.activations.engine import resolve_device
-        from featx.activations.plan import FeaturePlan
-        from featx.training.model import Model
-        from featx.training.split import split_of
+        Returns
+        -------
+        classifier : FineTuneClassifier
 
-        runtime = self.__dict__.setdefault("_runtime", {})
-        spec = self._spec()
-        if self.pooling == "map":
-            raise ValueError('One row per image is expected, got pooling="map". Use any other pooling.')
-        architecture = self._architecture(spec, items if items is not None or "model" not in runtime else None)
-        device = resolve_device(self.device)
-        known = runtime.get("model")
-        if known is not None and (items is None or known.architecture.shape == architecture.shape):
-            return known
-        (attach,) = architecture.resolve(self.layers)
-        hidden = self.hidden_layer_sizes
-        model = Model(
-            spec,
-            architecture,
-            FeaturePlan((attach,), self.pooling, self.grid, self.normalize),
-            split_of(spec, architecture, attach, self.freeze),
-            hidden=(int(hidden),) if isinstance(hidden, Integral) else tuple(map(int, hidden)),
-            dropout=float(self.dropout),
-            n_outputs=len(self.classes_),
-            batch_norm=self.batch_norm,
-            device=device,
-        )
-        runtime.clear()
-        runtime["model"] = model
-        return model
+        Raises
+        ------
+        WeightsError
+            The file is something else.
+        """
+        from featx.training.sharing import labels_from_json, load_fitted
 
-    def _network(self, model: Model) -> Any:
-        runtime = self.__dict__["_runtime"]
-        if "network" not in runtime:
-            runtime["network"] = model.build(self.tensors_).network(False)
-        return runtime["network"]
-
-    def _source(self, items: Items, model: Model) -> Source:
-        from featx.training.fitting import Source
-
-        def extract(items: Items, plan: FeaturePlan) -> Extraction:
-            extraction = self._extraction_of(items, model.spec, model.architecture, plan)
-            if items.is_keyed:
-                return extraction
-            return extraction.without_store(
-                "augment is a callable without an attribute cache_key, a text that says "
-                "what it does and is changed with it"
-            )
-
-        return Source(items, self._preprocessing(model.spec), self.n_jobs, extract)
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        return {name: value for name, value in state.items() if name != "_runtime"}
+        tensors, about = load_fitted(path)
+        loaded = cls(**about["params"])
+        loaded.classes_, loaded._multilabel = labels_from_json(about["classes"]), about["multilabel"]
+        loaded.tensors_, loaded.history_, loaded.best_epoch_ = tensors, about["history"], about["best_epoch"]
+        loaded.n_iter_ = len(loaded.history_["loss"])
+        return loaded
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
+        tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
-
-
-class _Watch:
-    """Tells scikit-learn's callbacks of every epoch, and shows them in a progress bar."""
-
-    def __init__(self, estimator: FineTuneClassifier, epochs: int, X: Any, y: Any) -> None:
-        self._estimator, self._given = estimator, {"X": X, "y": y}
-        self._context = estimator._init_callback_context(max_subtasks=epochs)
-        self._context.call_on_fit_task_begin(estimator=estimator, **self._given)
-        self._begin()
-        self._bar = tqdm(total=epochs, unit="epoch", desc="epochs", disable=not estimator.verbose)
-
-    def after_epoch(self, history: History, tensors: Callable[[], Tensors]) -> bool:
-        def fitted() -> dict[str, Any]:
-            done = clone(self._estimator)
-            done._set_fitted(tensors(), history, goes_on=False)
-            return {name: getattr(done, name) for name in ("tensors_", "history_", "n_iter_", "best_epoch_")} | {
-                "classes_": self._estimator.classes_,
-                "_multilabel": self._estimator._multilabel,
-            }
-
-        self._bar.set_postfix(loss=history.columns["loss"][-1])
-        self._bar.update()
-        stop = self._epoch.call_on_fit_task_end(
-            estimator=self._estimator, **self._given, reconstruction_attributes=fitted
-        )
-        if not stop and history.n_epochs < self._bar.total:
-            self._begin()
-        return bool(stop)
-
-    def end(self) -> None:
-        self._bar.close()
-        self._context.call_on_fit_task_end(estimator=self._estimator, **self._given, reconstruction_attributes=dict)
-
-    def _begin(self) -> None:
-        self._epoch = self._context.subcontext(task_name="epoch")
-        self._epoch.call_on_fit_task_begin(estimator=self._estimator, **self._given)

@@ -48,6 +48,10 @@ class WeightsError(FeatxError, ValueError):
     """Weights that cannot be found, fetched or fitted to the network."""
 
 
+class OutOfMemory(FeatxError, MemoryError):
+    """A device has not enough memory for a batch; the message says what to change."""
+
+
 class StoreError(FeatxError, OSError):
     """The feature store cannot do what it was asked: its disk is full, read-only, damaged, or of a wrong kind."""
 

@@ -14,7 +14,20 @@ import featx
 
 ROOT = Path(featx.__file__).parent
 # From the ground up: a room imports from rooms below it and from itself.
-FLOORS = ["_version", "exceptions", "randomness", "images", "store", "backbones", "activations", "training", "base", "extractor", "classifier"]
+FLOORS = [
+    "_version",
+    "exceptions",
+    "randomness",
+    "images",
+    "store",
+    "backbones",
+    "activations",
+    "training",
+    "base",
+    "tuning",
+    "extractor",
+    "classifier",
+]
 
 
 def imports_of(path: Path) -> set[str]:

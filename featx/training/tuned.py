@@ -79,7 +79,7 @@ def probe(rows: np.ndarray, targets: np.ndarray, weights: np.ndarray, C: float, 
     if targets.ndim == 1:
         weight, bias = _logistic(standard, targets, weights, C, out.out_features)
     else:
-        columns = [_logistic(standard, column, weights, C, 2) for column in targets.T]
+        columns = [_logistic(standard, column.astype(int), weights, C, 2) for column in targets.T]
         weight = np.stack([of_one[1] - of_one[0] for of_one, _ in columns])
         bias = np.stack([of_one[1] - of_one[0] for _, of_one in columns])
     weight = weight / spread

@@ -1,0 +1,88 @@
+"""Fitted classifiers as one safetensors file with JSON inside: nothing in it can run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from featx.exceptions import WeightsError
+
+_KEY = "featx"
+_KINDS = "biufU"  # of labels: what JSON can hold
+
+
+def save_fitted(path: str | os.PathLike[str], tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
+    """Write tensors and what JSON can hold to one file, which appears whole or not at all.
+
+    Raises
+    ------
+    TypeError
+        JSON cannot hold something; the message names it.
+    """
+    path = Path(path)
+    for name, value in about["params"].items():
+        try:
+            json.dumps(value)
+        except TypeError as error:
+            raise TypeError(
+                f"Numbers, texts, lists and None are expected in a file for strangers, got {name}={value!r}. Take "
+                "joblib.dump, or a backbone by name."
+            ) from error
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(tensors, draft, metadata={_KEY: json.dumps(about)})
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def load_fitted(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """What `save_fitted` wrote.
+
+    Raises
+    ------
+    WeightsError
+        The file is none of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})[_KEY])
+            # JSON has no tuples, which image_shape and pixel_range usually are.
+            about["params"] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in about["params"].items()
+            }
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 no mapping
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise WeightsError(
+            f"A file that FineTuneClassifier.save wrote is expected, got {os.fspath(path)!r}: {error}. "
+            "Pickles are loaded with joblib.load."
+        ) from error
+
+
+def labels_to_json(labels: np.ndarray) -> dict[str, Any]:
+    """Labels with their type.
+
+    Raises
+    ------
+    TypeError
+        They are neither numbers, booleans nor texts.
+    """
+    if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels):
+        return {"dtype": "object", "labels": labels.tolist()}
+    if labels.dtype.kind not in _KINDS:
+        raise TypeError(f"Labels that are numbers or texts are expected, got an array of dtype {labels.dtype}.")
+    return {"dtype": labels.dtype.str, "labels": labels.tolist()}
+
+
+def labels_from_json(stored: dict[str, Any]) -> np.ndarray:
+    """What `labels_to_json` was given."""
+    return np.asarray(stored["labels"], dtype=stored["dtype"])
