@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.base import ClassifierMixin, TransformerMixin, _fit_context
 from sklearn.callback import with_callbacks
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 
 from featx.exceptions import ImageError
 from featx.images.sources import MAX_PIXELS
@@ -367,6 +367,8 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of the columns of :meth:`transform`, as in :class:`PretrainedFeatureExtractor`."""
         check_is_fitted(self)
+        if hasattr(self, "n_features_in_"):
+            _check_feature_names_in(self, input_features)
         return self._model(None).plan.names()
 
     def to_extractor(self) -> PretrainedFeatureExtractor:
@@ -377,22 +379,10 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         extractor : PretrainedFeatureExtractor
             With the tuned network as its ``backbone``, and otherwise the same parameters.
         """
-        from featx.backbones.weights import preset_name
         from featx.extractor import PretrainedFeatureExtractor
 
         check_is_fitted(self)
-        model = self._model(None)
-        mine = self.get_params(deep=False)
-        shared = {name: mine[name] for name in PretrainedFeatureExtractor().get_params() if name in mine}
-        shared["random_state"] = model.spec.seed
-        module = model.build(self.tensors_).module
-        if module is not None:
-            shared |= {"backbone": module.to("cpu"), "weights": "DEFAULT"}
-            if self.preprocess == "weights":
-                shared["preprocess"] = preset_name(model.spec.backbone, model.spec.weights)
-            if self.layers != "penultimate":
-                shared["layers"] = model.plan.layers[0].name
-        return PretrainedFeatureExtractor(**shared)
+        return PretrainedFeatureExtractor(**self._shared_params(PretrainedFeatureExtractor().get_params()))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted classifier as safetensors with JSON inside, in which nothing can run.

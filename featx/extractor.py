@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from sklearn.base import TransformerMixin, _fit_context
+from sklearn.callback import with_callbacks
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _check_feature_names_in
 
@@ -177,6 +178,7 @@ class PretrainedFeatureExtractor(TransformerMixin, NetworkEstimator):  # type: i
         self.random_state = random_state
         self.verbose = verbose
 
+    @with_callbacks  # type: ignore[untyped-decorator]
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
     def fit(self, X: Any, y: Any = None) -> PretrainedFeatureExtractor:
         """Check parameters and the form of X; decode no image and load no weights.
@@ -194,12 +196,15 @@ class PretrainedFeatureExtractor(TransformerMixin, NetworkEstimator):  # type: i
         """
         from featx.activations.engine import resolve_device
 
+        context = self._init_callback_context()
+        context.call_on_fit_task_begin(estimator=self, X=X, y=y)
         self._items(X, reset=True)
         spec = self._spec()
         self._preprocessing(spec)
         resolve_device(self.device)
         if spec.backbone.named:
             self._plan(self._architecture(spec))
+        context.call_on_fit_task_end(estimator=self, X=X, y=y, reconstruction_attributes=dict)
         return self
 
     def transform(self, X: Any) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -116,8 +116,8 @@ class TunedEstimator(NetworkEstimator):
             yield
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(
-                f"Memory on {device!r} for batches of batch_size={self.batch_size} is expected, and there is too little. "
-                f'Lower batch_size, or freeze more (freeze={self.freeze!r} now); precision="bfloat16" halves most of it.'
+                f"Memory on {device!r} for batch_size={self.batch_size} is expected, and there is too little. "
+                f'Lower batch_size, or freeze more than freeze={self.freeze!r}; precision="bfloat16" halves most of it.'
             ) from error
         finally:
             if device.startswith("cuda"):
@@ -164,6 +164,7 @@ class TunedEstimator(NetworkEstimator):
             probe_c=(_PROBE_C if self.linear_probe is True else float(self.linear_probe)) if probing else None,
             augmentation=None if self.augment is None else Augmentation(self.augment),
             views=self.augment_views,
+            verbose=self.verbose,
         )
 
     def _settings(self, model: Model, n: int = 1, seed: int = 0, once: bool = False) -> Settings:
@@ -202,6 +203,23 @@ class TunedEstimator(NetworkEstimator):
         out = np.full((len(items), *found.shape[1:]), np.nan, dtype=np.float32)
         out[readable] = found
         return out
+
+    def _shared_params(self, names: Iterable[str]) -> dict[str, Any]:
+        """Parameters of an extractor that has the tuned network."""
+        from featx.backbones.weights import preset_name
+
+        model = self._model(None)
+        mine = self.get_params(deep=False)
+        shared = {name: mine[name] for name in names if name in mine}
+        shared["random_state"] = model.spec.seed
+        module = model.build(self.tensors_).module
+        if module is not None:
+            shared |= {"backbone": module.to("cpu"), "weights": "DEFAULT"}
+            if self.preprocess == "weights":
+                shared["preprocess"] = preset_name(model.spec.backbone, model.spec.weights)
+            if self.layers != "penultimate":
+                shared["layers"] = model.plan.layers[0].name
+        return shared
 
     def _readable(self, items: Items) -> np.ndarray:
         """Rows of the images that can be read; all of them where others are to raise."""

@@ -24,6 +24,7 @@ from featx.training.values import Held, Streamed, Values, hold, hold_images
 
 # With hidden layers, the head alone is trained for so many steps at this rate before the rest.
 _HEAD_STEPS, _HEAD_RATE = 500, 1e-3
+_TOO_LARGE = "its output takes more disk than there is to spare"
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Recipe:
     augmentation : Augmentation or None
     views : int
         Views of each image; 0 for a new one in every epoch.
+    verbose : int
     """
 
     settings: Settings
@@ -94,6 +96,7 @@ class Recipe:
     probe_c: float | None
     augmentation: Augmentation | None
     views: int
+    verbose: int
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,8 @@ def fit(
         Told after every epoch, with a way to get at the tensors; True ends the training.
     """
     model, values = _values(model, source, recipe)
+    if recipe.verbose and model.split.frozen is not None and model.split.reason:
+        print(f"The frozen front is computed anew in every epoch: {model.split.reason}.")
     with private_generator(recipe.settings.seed):
         built = model.build(start)
     if start is None and recipe.probe_c is not None:
@@ -158,7 +163,7 @@ def _values(model: Model, source: Source, recipe: Recipe) -> tuple[Model, Values
     """What the tail trains on, and the model without its shortcut where that cannot be taken."""
     if recipe.augmentation is None:
         values = source.held(model)
-        return (model, values) if values is not None else (_whole(model, "too large to keep"), source.streamed())
+        return (model, values) if values is not None else (_whole(model, _TOO_LARGE), source.streamed())
     augmentation = recipe.augmentation
 
     def seen(views: range) -> Items:
@@ -173,7 +178,8 @@ def _values(model: Model, source: Source, recipe: Recipe) -> tuple[Model, Values
         view = epoch % recipe.views if recipe.views else epoch
         return seen(range(view, view + 1))
 
-    return _whole(model, "fresh views" if not recipe.views else "too large to keep"), source.streamed(in_epoch)
+    reason = _TOO_LARGE if recipe.views else "augment_views=0 asks for fresh views"
+    return _whole(model, reason), source.streamed(in_epoch)
 
 
 def _whole(model: Model, reason: str) -> Model:

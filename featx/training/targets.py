@@ -71,7 +71,6 @@ class Labels:
             y = np.asarray(y.todense() if hasattr(y, "todense") else y).astype(int)
             return cls(y, np.arange(y.shape[1]), y.astype(np.float64))
         y = column_or_1d(y, warn=True)
-        assert_all_finite(y, input_name="y")
         check_classification_targets(y)
         known, codes = np.unique(y, return_inverse=True)
         if classes is None:
@@ -92,6 +91,8 @@ class Labels:
 
 def is_multilabel(y: Any) -> bool:
     """Whether y holds 0 and 1 for several labels of each image."""
+    if isinstance(y, np.ndarray) and y.dtype.kind == "f":
+        assert_all_finite(y, input_name="y")
     return y is not None and type_of_target(y, input_name="y") == "multilabel-indicator"
 
 
