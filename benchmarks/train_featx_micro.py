@@ -16,7 +16,6 @@ import argparse
 import os
 import time
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -32,27 +31,10 @@ EMBEDDED = Path(micro.__file__).with_name("featx_micro.safetensors")
 DATA = Path(os.environ.get("FEATX_DATA", Path(__file__).parents[2] / "shared")) / "data"
 
 
-@dataclass(frozen=True)
-class Cycle:
-    """One rise and fall of the learning rate."""
-
-    sizes: list[int]  # image side in pixels, one per epoch
-    peak_lr: float
-    warm_up: int  # epochs
-    full: int  # epochs at the end with every photo; before them those that are learnt take turns
-
-    def lr(self, epoch: float) -> float:
-        """Linear rise and linear fall to zero, ``epoch`` in 0..len(sizes)."""
-        return self.peak_lr * min(epoch / self.warm_up, (len(self.sizes) - epoch) / (len(self.sizes) - self.warm_up))
-
-
-CYCLES = (
-    Cycle([24] * 5 + [28] * 7 + [32] * 13, peak_lr=0.25, warm_up=2, full=25),
-    Cycle([32] * 30, peak_lr=0.2, warm_up=1, full=4),
-)
-TRANSLATE, CUTOUT = 3, 8  # pixels
+EPOCHS_AT = {24: 5, 28: 7, 32: 13}  # image side in pixels -> epochs
+PEAK_LR, TRANSLATE, CUTOUT = 0.25, 3, 8  # the last two in pixels
 BATCH, MOMENTUM, WEIGHT_DECAY, LABEL_SMOOTHING = 256, 0.9, 1e-3, 0.2
-BIAS_LR_FACTOR, STEM_BIAS_EPOCHS = 16, 3
+BIAS_LR_FACTOR, WARM_UP_EPOCHS, STEM_BIAS_EPOCHS = 16, 2, 3
 
 
 def load_photos(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,28 +100,21 @@ def accuracy(model: FeatxMicro, photos: torch.Tensor, classes: torch.Tensor) -> 
     return float(sum(hits)) / len(classes)
 
 
-def make_optimizer(model: FeatxMicro) -> torch.optim.Optimizer:
-    """Nesterov SGD; each group says by what its learning rate is multiplied."""
+def make_optimizer(model: FeatxMicro, steps: int, warm: int):
+    """Nesterov SGD with faster biases, linear warm-up and linear decay to zero."""
     free = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     biases = [parameter for name, parameter in free if name.endswith("norm.bias")]
     others = [parameter for name, parameter in free if not name.endswith("norm.bias")]
     groups = [
-        {"params": biases, "factor": BIAS_LR_FACTOR, "weight_decay": WEIGHT_DECAY / BIAS_LR_FACTOR},
-        {"params": others, "factor": 1},
+        {"params": biases, "lr": PEAK_LR * BIAS_LR_FACTOR, "weight_decay": WEIGHT_DECAY / BIAS_LR_FACTOR},
+        {"params": others, "lr": PEAK_LR},
     ]
-    return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
 
+    def shape(step: int) -> float:
+        return max(min((step + 1) / warm, (steps - step) / (steps - warm)), 1e-3)
 
-def draw_rows(losses: torch.Tensor, full: bool, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows of one epoch in random order, and every photo's weight in the loss.
-
-    Unless ``full``, a random half of the photos with less than the mean loss stays away and the other half weighs
-    double, which keeps the expected gradient (Z. Qin et al., "InfoBatch", ICLR 2024).
-    """
-    easy = losses < losses.mean() if not full else torch.zeros(len(losses), dtype=torch.bool)
-    away = easy & (torch.rand(len(losses), generator=generator) < 0.5)
-    rows = torch.randperm(len(losses), generator=generator)
-    return rows[~away[rows]], 1 + easy.float()
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
 
 
 def train(
@@ -149,44 +124,39 @@ def train(
     test: tuple[torch.Tensor, torch.Tensor],
     checkpoint: Path,
 ) -> None:
-    """Every epoch of every cycle that ``checkpoint``, written after each, has not seen."""
+    """One rise and fall of the learning rate; goes on from ``checkpoint``, written after every epoch."""
     generator = torch.Generator(photos.device).manual_seed(0)
-    mirrored = torch.rand(len(photos), generator=generator) < 0.5
-    losses = torch.zeros(len(photos))  # as last seen
     fix_parts(model)
-    optimizer = make_optimizer(model)
+    sizes = [size for size, epochs in EPOCHS_AT.items() for _ in range(epochs)]
+    per_epoch = len(photos) // BATCH
+    optimizer, schedule = make_optimizer(model, len(sizes) * per_epoch, WARM_UP_EPOCHS * per_epoch)
+    mirrored = torch.rand(len(photos), generator=generator) < 0.5
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     done = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        done, losses = state["epoch"], state["losses"]
+        done = state["epoch"]
         generator.set_state(state["generator"])
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    plan = [(cycle, epoch) for cycle in CYCLES for epoch in range(len(cycle.sizes))]
-    for number, (cycle, epoch) in list(enumerate(plan, 1))[done:]:
-        start = time.perf_counter()
-        if epoch == 0:
-            optimizer = make_optimizer(model)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    start = time.perf_counter()
+    for epoch, size in list(enumerate(sizes))[done:]:
         model.train()
-        model.features[0].conv.bias.requires_grad_(number <= STEM_BIAS_EPOCHS)
-        rows, weights = draw_rows(losses, epoch >= len(cycle.sizes) - cycle.full, generator)
-        batches = rows.split(BATCH)[: len(rows) // BATCH]
-        for step, batch_rows in enumerate(batches):
-            for group in optimizer.param_groups:
-                group["lr"] = group["factor"] * cycle.lr(epoch + (step + 0.5) / len(batches))
-            flip = (mirrored[batch_rows] ^ bool(epoch % 2))[:, None, None, None]
-            batch = photos[batch_rows]
-            batch = augment(torch.where(flip, batch.flip(-1), batch), cycle.sizes[epoch], generator)
-            each = F.cross_entropy(model(batch), classes[batch_rows], reduction="none", label_smoothing=LABEL_SMOOTHING)
-            losses[batch_rows] = each.detach()
+        model.features[0].conv.bias.requires_grad_(epoch < STEM_BIAS_EPOCHS)
+        for rows in torch.randperm(len(photos), generator=generator).split(BATCH)[:per_epoch]:
+            batch = photos[rows]
+            flip = (mirrored[rows] ^ bool(epoch % 2))[:, None, None, None]
+            batch = augment(torch.where(flip, batch.flip(-1), batch), size, generator)
+            loss = F.cross_entropy(model(batch), classes[rows], label_smoothing=LABEL_SMOOTHING)
             optimizer.zero_grad()
-            (each * weights[batch_rows]).mean().backward()
+            loss.backward()
             optimizer.step()
+            schedule.step()
         seconds, score = time.perf_counter() - start, accuracy(model, *test)
-        print(f"epoch {number}/{len(plan)} photos {len(rows)}", end=" ")
-        print(f"loss {losses.mean():.4f} test {score:.4f} {seconds:.0f}s", flush=True)
-        state = {"epoch": number, "generator": generator.get_state(), "losses": losses}
-        state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        print(f"epoch {epoch + 1}/{len(sizes)} {size}px", end=" ")
+        print(f"loss {loss:.3f} test {score:.4f} {seconds:.0f}s", flush=True)
+        state = {"epoch": epoch + 1, "generator": generator.get_state()}
+        state |= {name: part.state_dict() for name, part in parts.items()}
         torch.save(state, checkpoint.with_suffix(".tmp"))
         checkpoint.with_suffix(".tmp").replace(checkpoint)
 

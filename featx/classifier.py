@@ -76,7 +76,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         Share of each target that is spread over all classes. Calibrates, and loses detail in the features.
     mixup : float, default=0.0
         Parameter of the beta distribution that pairs of images are mixed by; 0 does not mix. Mixes where training
-        begins: the values at the freeze point, or the images where nothing is frozen.
+        begins: the values at the freeze point, or the images where nothing is frozen or the network cannot be cut.
     ema : float or None, default=None
         Decay of a moving average of the tensors, which is what is kept in the end.
     augment : None, {"flip", "crop", "color"} or callable, default=None
@@ -119,12 +119,10 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         Epochs that were trained.
     best_epoch_ : int
         The one that was kept, counted from 0: the last without early stopping.
-    n_features_in_, feature_names_in_
-        As in :class:`PretrainedFeatureExtractor`.
 
     See Also
     --------
-    PretrainedFeatureExtractor : The same network as a transformer, for any other classifier.
+    PretrainedFeatureExtractor : The same network as a transformer.
 
     References
     ----------
@@ -258,7 +256,8 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         start = self.tensors_ if self.warm_start and hasattr(self, "tensors_") else None
         items = self._items(X, reset=True)
         labels = Labels.of(type(self).__name__, y)
-        if start is not None and not np.array_equal(labels.classes, self.classes_):
+        same_kind = start is None or self._multilabel == (labels.codes.ndim == 2)
+        if start is not None and not (same_kind and np.array_equal(labels.classes, self.classes_)):
             raise ValueError(
                 f"The classes of the last fit, {self.classes_.tolist()}, are expected with warm_start=True, got "
                 f"{labels.classes.tolist()}. Set warm_start=False."
@@ -289,6 +288,8 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
             raise ValueError("All labels are expected in the first call of partial_fit, got classes=None. Pass them.")
         items = self._items(X, reset=first)
         labels = Labels.of(type(self).__name__, y, classes if first else self.classes_)
+        if not first and (labels.codes.ndim == 2, len(labels.classes)) != (self._multilabel, len(self.classes_)):
+            raise ValueError(f"Labels as in the first call are expected: {len(self.classes_)} classes.")
         self._train(items, labels, sample_weight, None if first else self.tensors_, given=(X, y), once=True)
         return self
 
@@ -331,7 +332,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
 
         from featx.training.targets import probabilities
 
-        return probabilities(torch.from_numpy(self._outputs(X, scores=True)), self._multilabel)
+        return probabilities(torch.from_numpy(self._as_fitted()._outputs(X, scores=True)), self._multilabel)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores of the classes before they become probabilities.
@@ -346,7 +347,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         scores : ndarray of shape (n, n_classes), float32
             For two classes of shape (n,), positive where the second is the likelier one.
         """
-        scores = self._outputs(X, scores=True)
+        scores = self._as_fitted()._outputs(X, scores=True)
         binary = len(self.classes_) == 2 and not self._multilabel
         return scores[:, 1] - scores[:, 0] if binary else scores
 
@@ -362,14 +363,14 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         -------
         features : ndarray of shape (n, n_features), float32
         """
-        return self._outputs(X, scores=False)
+        return self._as_fitted()._outputs(X, scores=False)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of the columns of :meth:`transform`, as in :class:`PretrainedFeatureExtractor`."""
-        check_is_fitted(self)
+        fitted = self._as_fitted()
         if hasattr(self, "n_features_in_"):
             _check_feature_names_in(self, input_features)
-        return self._model(None).plan.names()
+        return fitted._model(None).plan.names()
 
     def to_extractor(self) -> PretrainedFeatureExtractor:
         """A transformer that gives the features of the tuned network.
@@ -381,8 +382,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         """
         from featx.extractor import PretrainedFeatureExtractor
 
-        check_is_fitted(self)
-        return PretrainedFeatureExtractor(**self._shared_params(PretrainedFeatureExtractor().get_params()))
+        return PretrainedFeatureExtractor(**self._as_fitted()._shared_params(PretrainedFeatureExtractor().get_params()))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted classifier as safetensors with JSON inside, in which nothing can run.
@@ -401,14 +401,16 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         from featx.training.sharing import labels_to_json, save_fitted
 
         check_is_fitted(self)
-        params = {name: value for name, value in self.get_params(deep=False).items() if name not in _OF_THIS_MACHINE}
-        params["weights"] = None if self.weights is None else os.fspath(self.weights)
+        given = self.get_params(deep=False) | self._made_with
+        params = {name: value for name, value in given.items() if name not in _OF_THIS_MACHINE}
+        params["weights"] = None if given["weights"] is None else os.fspath(given["weights"])
         about = {
             "params": params,
             "classes": labels_to_json(self.classes_),
             "multilabel": self._multilabel,
             "history": self.history_,
             "best_epoch": self.best_epoch_,
+            "n_features": getattr(self, "n_features_in_", None),
         }
         save_fitted(path, self.tensors_, about)
 
@@ -435,7 +437,10 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         loaded = cls(**about["params"])
         loaded.classes_, loaded._multilabel = labels_from_json(about["classes"]), about["multilabel"]
         loaded.tensors_, loaded.history_, loaded.best_epoch_ = tensors, about["history"], about["best_epoch"]
+        if about["n_features"] is not None:
+            loaded.n_features_in_ = about["n_features"]
         loaded.n_iter_ = len(loaded.history_["loss"])
+        loaded._made_with = loaded.get_params(deep=False)
         return loaded
 
     def __sklearn_tags__(self) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -32,6 +35,24 @@ _AUTO_STEPS, _FEWEST_EPOCHS, _MOST_EPOCHS = 300, 4, 30
 _HEAD_RATES = {"adamw": 1e-3, "adam": 1e-3, "sgd": 1e-2}
 _TUNING_RATES = {"adamw": 1e-4, "adam": 1e-4, "sgd": 1e-3}
 _PROBE_C = 0.01
+
+
+# Parameters that decide what a fitted network is.
+_DECIDING = (
+    *("backbone", "weights", "layers", "pooling", "grid", "normalize", "preprocess", "image_size", "image_shape"),
+    *("pixel_range", "freeze", "hidden_layer_sizes", "random_state"),
+)
+_BUILDING = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """In a forked child nobody is left to release a lock that another thread of the parent held."""
+    global _BUILDING
+    _BUILDING = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class TunedEstimator(NetworkEstimator):
@@ -66,14 +87,11 @@ class TunedEstimator(NetworkEstimator):
         "random_state": ["random_state"],
     }
 
-    def set_params(self, **params: Any) -> TunedEstimator:
-        """As in scikit-learn."""
-        self.__dict__.pop("_runtime", None)
-        return super().set_params(**params)
-
     def _train(
         self, items: Items, labels: Labels, sample_weight: Any, start: Tensors | None, given: Any, once: bool = False
     ) -> None:
+        import torch
+
         from featx.training.fitting import fit
 
         check_consistent_length(range(len(items)), labels.codes)
@@ -84,8 +102,9 @@ class TunedEstimator(NetworkEstimator):
             raise ValueError("At least one readable image that weighs something is expected, got none.")
         random = check_random_state(self.random_state)
         seed = int(random.randint(2**31 - 1))
-        self.__dict__.pop("_runtime", None)
-        model = self._model(items, len(labels.classes))
+        if once and start is not None:  # other views, another order than in the call before
+            seed = (seed + self.n_iter_) % 2**31
+        model = self._new_model(items, len(labels.classes))
         training, held_out = rows, None
         if self.early_stopping and not once:
             training, held_out = self._hold_out(rows, labels, seed)
@@ -96,7 +115,7 @@ class TunedEstimator(NetworkEstimator):
             return source.take(rows), labels.targets(rows, self.class_weight, weights)
 
         with _Watch(self, labels, recipe.settings.epochs, *given) as watch:
-            with self._memory_of(model.device):
+            with self._memory_of(model.device), torch.inference_mode(False), torch.enable_grad():
                 fitted = fit(
                     model,
                     *part(training),
@@ -125,7 +144,9 @@ class TunedEstimator(NetworkEstimator):
 
     def _set_fitted(self, labels: Labels, tensors: Tensors, history: History, *, goes_on: bool) -> None:
         before: dict[str, list[float]] = self.history_ if goes_on else {}
+        self.__dict__.pop("_runtime", None)
         self.classes_, self._multilabel = labels.classes, labels.codes.ndim == 2
+        self._made_with = {name: getattr(self, name) for name in _DECIDING}
         self.tensors_: Tensors = tensors
         self.history_: dict[str, list[float]] = {
             name: before.get(name, []) + column for name, column in history.columns.items()
@@ -152,8 +173,7 @@ class TunedEstimator(NetworkEstimator):
 
         rate = self.learning_rate
         if rate == "auto":
-            alone = model.split.frozen is not None and not model.split.trainable
-            rate = (_HEAD_RATES if alone else _TUNING_RATES)[self.optimizer]
+            rate = (_HEAD_RATES if model.split.head_only else _TUNING_RATES)[self.optimizer]
         probing = self.linear_probe is not False
         return Recipe(
             settings=self._settings(model, n, seed, once),
@@ -188,8 +208,15 @@ class TunedEstimator(NetworkEstimator):
             seed=seed,
         )
 
-    def _outputs(self, X: Any, *, scores: bool) -> np.ndarray:
+    def _as_fitted(self) -> TunedEstimator:
+        """With the parameters of the last fit, where they decide what was fitted: changed ones are for the next."""
         check_is_fitted(self)
+        self.__dict__.setdefault("_runtime", {})  # which the copy shares
+        fitted = copy.copy(self)
+        fitted.__dict__.update(self._made_with)
+        return fitted
+
+    def _outputs(self, X: Any, *, scores: bool) -> np.ndarray:
         self._validate_params()
         items = self._items(X, reset=False)
         readable = self._readable(items)
@@ -218,7 +245,7 @@ class TunedEstimator(NetworkEstimator):
             if self.preprocess == "weights":
                 shared["preprocess"] = preset_name(model.spec.backbone, model.spec.weights)
             if self.layers != "penultimate":
-                shared["layers"] = model.plan.layers[0].name
+                shared["layers"] = model.plan.layers[0].label
         return shared
 
     def _readable(self, items: Items) -> np.ndarray:
@@ -229,44 +256,60 @@ class TunedEstimator(NetworkEstimator):
 
         return np.asarray(readable_rows(items), dtype=int)
 
-    def _model(self, items: Items | None, n_outputs: int | None = None) -> Model:
-        """The network with its head, as the parameters say; the same object until they change."""
-        from featx.activations.engine import resolve_device
+    def _model(self, items: Items | None) -> Model:
+        """What the last fit has trained; the same object while the shape of the images is."""
+        with _BUILDING:
+            runtime = self.__dict__.setdefault("_runtime", {})
+            known: Model | None = runtime.get("model")
+            if known is None or not self._still_fits(known, items):
+                runtime.clear()
+                known = runtime["model"] = self._new_model(items, len(self.classes_))
+            return known
+
+    def _still_fits(self, model: Model, items: Items | None) -> bool:
+        if model.device != self._device():
+            return False
+        return items is None or model.architecture.shape == self._architecture(model.spec, items).shape
+
+    def _new_model(self, items: Items | None, n_outputs: int) -> Model:
+        """The network with its head, as the parameters say."""
         from featx.activations.plan import FeaturePlan
         from featx.training.model import Model
         from featx.training.split import split_of
 
-        runtime = self.__dict__.setdefault("_runtime", {})
-        spec = self._spec()
         if self.pooling == "map":
             raise ValueError('One row per image is expected, got pooling="map". Use any other pooling.')
-        architecture = self._architecture(spec, items if items is not None or "model" not in runtime else None)
-        device = resolve_device(self.device)
-        known = runtime.get("model")
-        if known is not None and (items is None or known.architecture.shape == architecture.shape):
-            return known
-        (attach,) = architecture.resolve(self.layers)
-        hidden = self.hidden_layer_sizes
-        model = Model(
+        hidden = [self.hidden_layer_sizes] if isinstance(self.hidden_layer_sizes, Integral) else self.hidden_layer_sizes
+        if not all(isinstance(width, Integral) and int(width) >= 1 for width in hidden):
+            raise ValueError(f"Widths of 1 or more are expected, got hidden_layer_sizes={self.hidden_layer_sizes!r}.")
+        spec = self._spec()
+        architecture = self._architecture(spec, items)
+        attach, *more = architecture.resolve(self.layers)
+        if more:
+            raise ValueError(f"One layer for the head is expected, got layers={self.layers!r}. Name one of its stages.")
+        return Model(
             spec,
             architecture,
             FeaturePlan((attach,), self.pooling, self.grid, self.normalize),
             split_of(spec, architecture, attach, self.freeze),
-            hidden=(int(hidden),) if isinstance(hidden, Integral) else tuple(map(int, hidden)),
+            hidden=tuple(map(int, hidden)),
             dropout=float(self.dropout),
-            n_outputs=len(self.classes_) if n_outputs is None else n_outputs,
+            n_outputs=n_outputs,
             batch_norm=self.batch_norm,
-            device=device,
+            device=self._device(),
         )
-        runtime.clear()
-        runtime["model"] = model
-        return model
+
+    def _device(self) -> str:
+        from featx.activations.engine import resolve_device
+
+        return resolve_device(self.device)
 
     def _network(self, model: Model) -> Any:
-        runtime = self.__dict__["_runtime"]
-        if "network" not in runtime:
-            runtime["network"] = model.build(self.tensors_).network(False)
-        return runtime["network"]
+        with _BUILDING:
+            runtime = self.__dict__.setdefault("_runtime", {"model": model})
+            if "network" not in runtime:
+                runtime["network"] = model.build(self.tensors_).network(False)
+            return runtime["network"]
 
     def _source(self, items: Items, model: Model) -> Source:
         from featx.training.fitting import Source

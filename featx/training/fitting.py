@@ -14,17 +14,16 @@ from featx.activations.plan import FeaturePlan
 from featx.images.augmentation import Augmentation, AugmentedItems
 from featx.images.preprocessing import Preprocessing
 from featx.images.sources import Items
-from featx.randomness import private_generator
 from featx.training.loop import History, Loop, Settings, outputs_of
 from featx.training.model import Built, Model, Tensors
 from featx.training.schedule import make_optimizer
 from featx.training.targets import Targets
 from featx.training.tuned import probe
-from featx.training.values import Held, Streamed, Values, hold, hold_images
+from featx.training.values import Held, Streamed, StreamedFront, Values, hold, hold_images
 
 # With hidden layers, the head alone is trained for so many steps at this rate before the rest.
 _HEAD_STEPS, _HEAD_RATE = 500, 1e-3
-_TOO_LARGE = "its output takes more disk than there is to spare"
+_NOT_HELD = "augment_views=0 asks for fresh views, or its output takes more disk than there is to spare"
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,13 @@ class Source:
             return hold(self.extract(items, model.cut_plan), model.finish, len(self.items))
         return hold_images(items, self.preprocessing, self.n_jobs, len(self.items))
 
-    def streamed(self, items_of: Callable[[int], Items] | None = None) -> Values:
-        """Images decoded for every batch."""
-        return Streamed(items_of or (lambda epoch: self.items), self.preprocessing, self.n_jobs)
+    def streamed(self, model: Model, items_of: Callable[[int], Items] | None = None) -> Values:
+        """Values made anew for every batch, of the images as an epoch sees them."""
+        items_of = items_of or (lambda epoch: self.items)
+        plan = model.cut_plan
+        if plan is None:
+            return Streamed(items_of, self.preprocessing, self.n_jobs)
+        return StreamedFront(lambda epoch: self.extract(items_of(epoch), plan), model.finish)
 
     def take(self, rows: np.ndarray) -> Source:
         """Some of the images."""
@@ -63,7 +66,7 @@ class Source:
     def outputs(self, model: Model, function: Callable[[torch.Tensor], torch.Tensor], settings: Settings) -> np.ndarray:
         """What a function of the values gives for every image, without holding more than a block of them."""
         if model.cut_plan is None:
-            return outputs_of(function, self.streamed(), len(self.items), settings).numpy()
+            return outputs_of(function, self.streamed(model), len(self.items), settings).numpy()
         parts = [
             outputs_of(function, Held(block.rows, len(block.rows), model.finish), len(block.rows), settings).numpy()
             for block in self.extract(self.items, model.cut_plan).iter_blocks()
@@ -129,16 +132,16 @@ def fit(
     after_epoch : callable (history, tensors) -> bool
         Told after every epoch, with a way to get at the tensors; True ends the training.
     """
-    model, values = _values(model, source, recipe)
-    if recipe.verbose and model.split.frozen is not None and model.split.reason:
-        print(f"The frozen front is computed anew in every epoch: {model.split.reason}.")
-    with private_generator(recipe.settings.seed):
-        built = model.build(start)
+    values = _values(model, source, recipe)
+    reason = model.split.reason or ("" if isinstance(values, Held) else _NOT_HELD)
+    if recipe.verbose and model.split.frozen is not None and reason:
+        print(f"The frozen front is computed anew in every epoch: {reason}.")
+    built = model.build(start, recipe.settings.seed)
     if start is None and recipe.probe_c is not None:
         _start_head(built, source, values, targets, recipe)
     held_out = None
     if validation is not None:
-        held_out = (validation[0].held(model) or validation[0].streamed(), validation[1])
+        held_out = (validation[0].held(model) or validation[0].streamed(model), validation[1])
     built.network(True)  # before the parameters are asked which of them train
     optimizer = make_optimizer(
         recipe.optimizer,
@@ -159,31 +162,21 @@ def fit(
     return Fitted(built.changed(), history)
 
 
-def _values(model: Model, source: Source, recipe: Recipe) -> tuple[Model, Values]:
-    """What the tail trains on, and the model without its shortcut where that cannot be taken."""
-    if recipe.augmentation is None:
-        values = source.held(model)
-        return (model, values) if values is not None else (_whole(model, _TOO_LARGE), source.streamed())
+def _values(model: Model, source: Source, recipe: Recipe) -> Values:
+    """What the tail trains on: held where it is the same in several epochs and there is room for it."""
     augmentation = recipe.augmentation
+    if augmentation is None:
+        return source.held(model) or source.streamed(model)
 
     def seen(views: range) -> Items:
         return AugmentedItems(source.items, augmentation, views, recipe.settings.seed)
-
-    if recipe.views:
-        values = source.held(model, seen(range(recipe.views)))
-        if values is not None:
-            return model, values
 
     def in_epoch(epoch: int) -> Items:
         view = epoch % recipe.views if recipe.views else epoch
         return seen(range(view, view + 1))
 
-    reason = _TOO_LARGE if recipe.views else "augment_views=0 asks for fresh views"
-    return _whole(model, reason), source.streamed(in_epoch)
-
-
-def _whole(model: Model, reason: str) -> Model:
-    return replace(model, split=model.split.without_shortcut(reason))
+    held = source.held(model, seen(range(min(recipe.views, recipe.settings.epochs)))) if recipe.views else None
+    return held or source.streamed(model, in_epoch)
 
 
 def _start_head(built: Built, source: Source, values: Values, targets: Targets, recipe: Recipe) -> None:
@@ -205,11 +198,11 @@ def _start_head(built: Built, source: Source, values: Values, targets: Targets, 
 def _features(built: Built, source: Source, values: Values, recipe: Recipe) -> np.ndarray:
     """Pretrained features of the images as they are, without augmentation."""
     model = built.model
-    if model.split.cut is None or recipe.augmentation is not None:
-        # From the store, where they are there.
-        plain = hold(source.extract(source.items, model.plan), lambda rows: rows, len(source.items))
-        if plain is not None:
-            return plain.rows
-    if isinstance(values, Held) and model.split.head_only:
+    if isinstance(values, Held) and recipe.augmentation is None and model.split.head_only:
         return values.rows
-    return outputs_of(built.network(False).features, values, len(source.items), recipe.settings).numpy()
+    if model.split.cut is not None and recipe.augmentation is None:
+        return outputs_of(built.network(False).features, values, len(source.items), recipe.settings).numpy()
+    plain = hold(source.extract(source.items, model.plan), lambda rows: rows, len(source.items))  # from the store
+    if plain is not None:
+        return plain.rows
+    return source.outputs(model, built.network(False).features, recipe.settings)

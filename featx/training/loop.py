@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from featx.activations.engine import DTYPES, undisturbed
 from featx.randomness import Draws
 from featx.training.schedule import Schedule
 from featx.training.targets import Targets, losses
+from featx.training.tuned import TunedNetwork
 from featx.training.values import Values
 
 
@@ -76,7 +77,7 @@ class Loop:
 
     Parameters
     ----------
-    network : callable (bool) -> nn.Module
+    network : callable (bool) -> TunedNetwork
         The network on the device, ready to be trained (True) or to predict (False), with the same tensors.
     values : Values
         Of the training images.
@@ -89,7 +90,7 @@ class Loop:
         Told after every epoch; True ends the training.
     """
 
-    network: Callable[[bool], nn.Module]
+    network: Callable[[bool], TunedNetwork]
     values: Values
     targets: Targets
     optimizer: torch.optim.Optimizer
@@ -100,6 +101,8 @@ class Loop:
     def __post_init__(self) -> None:
         settings = self.settings
         self._draws = Draws(settings.seed, settings.device)
+        # Gradients of float16 would vanish below 6e-8.
+        self._scaler = torch.amp.GradScaler(settings.device, enabled=settings.precision == "float16")
         self._order = torch.Generator().manual_seed(settings.seed)
         self._mixing = np.random.default_rng(settings.seed)
         self._codes = torch.from_numpy(self.targets.codes).to(
@@ -117,6 +120,11 @@ class Loop:
         history, best, best_loss = History(), None, float("inf")
         for epoch in range(self.settings.epochs):
             history.add(loss=self._epoch(epoch), learning_rate=self.optimizer.param_groups[0]["lr"])
+            if not np.isfinite(history.columns["loss"][-1]):
+                raise ValueError(
+                    f"A finite loss is expected, and it is {history.columns['loss'][-1]} in epoch {epoch}: training "
+                    "diverged. Lower learning_rate, or set max_grad_norm."
+                )
             if self.validation is not None:
                 loss, score = self._validate()
                 history.add(validation_loss=loss, validation_score=score)
@@ -137,29 +145,31 @@ class Loop:
         network = self.network(True)
         order = torch.randperm(len(self._codes), generator=self._order).numpy()
         batches = _split(order, self.settings.batch_size)
-        sums = torch.zeros(2, dtype=torch.float64, device="cpu")
+        found = []
         with closing(self.values.iter_batches(batches, epoch)) as stream:
             for step, (rows, values) in enumerate(zip(batches, stream, strict=True), epoch * self._n_batches):
-                each = self._step(network, values, rows, step)
-                weights = self._weights[rows]
-                sums += torch.stack([(each * weights).sum(), weights.sum()]).double().cpu()
-        return float(sums[0] / sums[1])
+                found.append(self._step(network, values, rows, step))
+        weights = self._weights[order].cpu().numpy()
+        return float(np.average(torch.cat(found).cpu().numpy(), weights=weights))
 
-    def _step(self, network: nn.Module, values: torch.Tensor, rows: np.ndarray, step: int) -> torch.Tensor:
+    def _step(self, network: TunedNetwork, values: torch.Tensor, rows: np.ndarray, step: int) -> torch.Tensor:
         values, codes, weights = values.to(self.settings.device), self._codes[rows], self._weights[rows]
         if self.settings.mixup:
             values, codes = self._mixed(values, codes)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self._schedule.share(step)
-        with self._draws.drawn_from(), undisturbed(self.settings.device):
+        draws = self._draws.drawn_from() if network.may_draw else nullcontext()
+        with draws, undisturbed(self.settings.device):
             with autocast(self.settings.device, self.settings.precision):
                 scores = network(values)
             each = losses(scores.float(), codes, self.settings.label_smoothing)
             self.optimizer.zero_grad()
-            (each * weights).mean().backward()
+            self._scaler.scale((each * weights).mean()).backward()
         if self.settings.max_grad_norm is not None:
+            self._scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(network.parameters(), self.settings.max_grad_norm)
-        self.optimizer.step()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
         if self._mean is not None:
             self._mean.update()
         return each.detach()
@@ -228,9 +238,11 @@ def outputs_of(
     return torch.cat(parts)
 
 
-def autocast(device: str, precision: str) -> torch.autocast:
+def autocast(device: str, precision: str) -> AbstractContextManager[object]:
     """Half precision where it is asked for, with float32 weights."""
-    return torch.autocast(torch.device(device).type, dtype=DTYPES[precision], enabled=precision != "float32")
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=DTYPES[precision])
 
 
 def _split(order: np.ndarray, batch_size: int) -> list[np.ndarray]:

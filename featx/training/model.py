@@ -14,6 +14,7 @@ from featx.activations.engine import check_weights_reach
 from featx.activations.plan import FeaturePlan
 from featx.backbones.layers import Architecture
 from featx.backbones.networks import NetworkSpec
+from featx.randomness import private_generator
 from featx.training.split import Split
 from featx.training.tuned import TunedNetwork, make_head
 from featx.training.values import unflatten
@@ -63,14 +64,22 @@ class Model:
         cut = self.split.cut
         return (lambda rows: rows) if self.split.head_only or cut is None else unflatten(cut)
 
-    def build(self, tensors: Mapping[str, torch.Tensor] | None = None) -> Built:
-        """On the device, with the tensors that `Built.changed` gave, or as pretrained with a new head."""
-        head = make_head(self.plan.shape[-1], self.hidden, self.n_outputs, self.dropout).to(self.device)
+    def build(self, tensors: Mapping[str, torch.Tensor] | None = None, seed: int = 0) -> Built:
+        """On the device, with the tensors that `Built.changed` gave, or as pretrained with a new head.
+
+        Raises
+        ------
+        ValueError
+            The tensors are those of another head, or of parts that stay as they were here.
+        """
+        with private_generator(seed):
+            head = make_head(self.plan.shape[-1], self.hidden, self.n_outputs, self.dropout)
+        head = head.to(self.device, torch.float32)
         module = None if self.split.head_only else self._module()
         if tensors is not None:
-            for part, prefix in ((head, _HEAD), (module, _NETWORK)):
-                if part is not None:
-                    part.load_state_dict(_within(tensors, prefix), strict=False)
+            may_change = set() if module is None else set(self.split.names(module))
+            _load(head, _within(tensors, _HEAD), set(head.state_dict()), "hidden_layer_sizes")
+            _load(module, _within(tensors, _NETWORK), may_change, "freeze")
         return Built(self, module, head)
 
     def _module(self) -> nn.Module:
@@ -136,6 +145,20 @@ class Built:
                 first.setdefault(name, position)
         assert self.module is not None
         return {name: sum(end > first.get(name, 0) for end in ends) for name, _ in self.module.named_modules()}
+
+
+def _load(part: nn.Module | None, tensors: Tensors, may_change: set[str], parameter: str) -> None:
+    """Put tensors of an earlier fit into their places, all of them or none."""
+    own = {} if part is None else part.state_dict()
+    strange = [name for name, value in tensors.items() if name not in may_change or own[name].shape != value.shape]
+    if strange:
+        raise ValueError(
+            f"What the last fit has trained is expected to have its place, got another {parameter}, for which "
+            f"{', '.join(strange[:3])} {'has' if len(strange) == 1 else 'have'} none. Set {parameter} back, or fit "
+            "anew with warm_start=False."
+        )
+    if part is not None:
+        part.load_state_dict(tensors, strict=False)
 
 
 def _within(tensors: Mapping[str, torch.Tensor], prefix: str) -> Tensors:

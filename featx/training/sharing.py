@@ -29,7 +29,7 @@ def save_fitted(path: str | os.PathLike[str], tensors: dict[str, torch.Tensor], 
     path = Path(path)
     for name, value in about["params"].items():
         try:
-            json.dumps(value)
+            json.dumps(value, default=_plain)
         except TypeError as error:
             raise TypeError(
                 f"Numbers, texts, lists and None are expected in a file for strangers, got {name}={value!r}. Take "
@@ -37,10 +37,18 @@ def save_fitted(path: str | os.PathLike[str], tensors: dict[str, torch.Tensor], 
             ) from error
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, draft, metadata={_KEY: json.dumps(about)})
+        whole = {name: value.contiguous() for name, value in tensors.items()}
+        save_file(whole, draft, metadata={_KEY: json.dumps(about, default=_plain)})
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy, which grids hold, as Python's own."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"JSON has no {type(value).__name__}")
 
 
 def load_fitted(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,8 +38,6 @@ class Split:
         Modules whose own parameters and statistics may change.
     reason : str
         Why a frozen network has no cut; empty where it has one.
-    shortcut : bool
-        Whether values at the freeze point may be computed ahead of training.
     """
 
     frozen: Layer | None
@@ -45,16 +45,11 @@ class Split:
     cut: Layer | None
     trainable: frozenset[str]
     reason: str = ""
-    shortcut: bool = True
 
     @property
     def head_only(self) -> bool:
         """Whether training needs nothing but the rows that the head reads."""
-        return self.shortcut and self.frozen is not None and self.frozen.position >= self.attach.position
-
-    def without_shortcut(self, reason: str) -> Split:
-        """The same, with every image going through the whole network in every epoch."""
-        return replace(self, cut=None, shortcut=False, reason=reason)
+        return self.frozen is not None and self.frozen.position >= self.attach.position
 
     def names(self, module: nn.Module) -> list[str]:
         """Names in the state dict of what may change, shallow to deep."""
@@ -100,13 +95,16 @@ def split_at(module: nn.Module, architecture: Architecture, attach: Layer, freez
         The network has no such stage or module.
     """
     frozen = _resolve_freeze(architecture, attach, freeze)
+    head_only = Split(attach, attach, attach, frozenset())
     if frozen is not None and frozen.position >= attach.position:
-        return Split(frozen, attach, frozen, frozenset())
+        return head_only
     try:
         traced = _Traced(module)
         trainable = traced.modules_between(frozen, attach)
     except Exception as error:  # whatever a foreign forward does when it meets a proxy
         return Split(frozen, attach, None, _called_between(architecture, frozen, attach), reason=str(error))
+    if frozen is not None and not any(_own_tensors(module.get_submodule(name)) for name in trainable):
+        return head_only  # nothing behind the freeze point has anything to learn
     cut = None if frozen is None else traced.cut_before(frozen, attach, architecture)
     reason = "" if frozen is None or cut else "several values cross every place before the freeze point"
     return Split(frozen, attach, cut, trainable, reason)
@@ -122,6 +120,8 @@ def split_of(spec: NetworkSpec, architecture: Architecture, attach: Layer, freez
 def _resolve_freeze(architecture: Architecture, attach: Layer, freeze: object) -> Layer | None:
     if freeze == "all":
         return attach
+    if isinstance(freeze, bool):
+        raise LayerError(f'A number of stages, "all" or a module\'s name is expected, got freeze={freeze}.')
     if isinstance(freeze, str):
         return architecture.resolve(freeze)[0]
     stages = [name for name in architecture.stages if architecture.layer(name).position <= attach.position]
@@ -140,7 +140,8 @@ class _Traced:
 
     def __init__(self, module: nn.Module) -> None:
         tracer = _Tracer()
-        self._module, self._graph = module, tracer.trace(module)
+        with _TRACING:
+            self._module, self._graph = module, tracer.trace(module)
         self._returned, self._given = tracer.returned, tracer.given
         (output,) = (node for node in self._graph.nodes if node.op == "output")
         self._returned[module, 1] = _first_node(output.args)
@@ -217,20 +218,45 @@ class _Traced:
         return found
 
 
+# While a network is traced, torch.fx has every module of the process call the tracer.
+_TRACING = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """In a forked child nobody is left to release a lock that another thread of the parent held."""
+    global _TRACING
+    _TRACING = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 class _Tracer(fx.Tracer):
-    """Notes what every call of a module takes and returns; torchvision's operations stay whole, as torch's do."""
+    """Notes what every call of a module takes and returns; torchvision's operations stay whole, as torch's do.
+
+    Networks that other threads run meanwhile are let through.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.returned: dict[tuple[nn.Module, int], fx.Node | None] = {}
         self.given: dict[tuple[nn.Module, int], fx.Node | None] = {}
         self._calls: defaultdict[nn.Module, int] = defaultdict(int)
+        self._thread = threading.get_ident()
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         operation = type(m).__module__.startswith("torchvision.ops") and not isinstance(m, nn.Sequential)
         return operation or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
         out = super().call_module(m, forward, args, kwargs)
         self._calls[m] += 1
         key = m, self._calls[m]
@@ -252,10 +278,14 @@ class _Whole(nn.Module):
 
     def __init__(self, module: nn.Module, attach: Layer) -> None:
         super().__init__()
-        self.module, self._attach = module, attach
+        self.module, self._attach, self._lock = module, attach, threading.Lock()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Of shape (n, ...), as the layer puts it out."""
+        with self._lock:  # its hooks would also see what another thread runs
+            return self._read(images)
+
+    def _read(self, images: torch.Tensor) -> torch.Tensor:
         (values,) = read(self.module, images, [self._attach], lambda _, output: output)
         return values
 

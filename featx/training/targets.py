@@ -86,6 +86,8 @@ class Labels:
         weights = sample_weight[rows]
         if class_weight is not None:
             weights = weights * compute_sample_weight(class_weight, self.y[rows])
+        if not weights.any():
+            raise ValueError("Images that weigh something are expected, got class_weight with 0 for all of them.")
         return Targets(self.codes[rows], weights / weights.mean(), len(self.classes))
 
 

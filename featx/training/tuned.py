@@ -33,6 +33,11 @@ class TunedNetwork(nn.Module):
         super().__init__()
         self.tail, self.plan, self.head = tail, plan, head
 
+    @property
+    def may_draw(self) -> bool:
+        """Whether a pass in training mode may draw random numbers."""
+        return self.tail is not None or any(isinstance(layer, nn.Dropout) and layer.p for layer in self.head)
+
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Scores of shape (n, n_outputs)."""
         return self.head(self.features(values))

@@ -84,6 +84,37 @@ class Streamed:
                 yield self.preprocessing.finish(batch.tiles)
 
 
+@dataclass(frozen=True)
+class StreamedFront:
+    """Values at the cut computed anew for every batch.
+
+    Attributes
+    ----------
+    extraction_of : callable (int) -> Extraction
+        The images as an epoch sees them, and the front.
+    finish : callable (tensor) -> tensor
+        From rows to what the tail takes.
+    """
+
+    extraction_of: Callable[[int], Extraction]
+    finish: Callable[[torch.Tensor], torch.Tensor]
+
+    def iter_batches(self, batches: Sequence[np.ndarray], epoch: int) -> Generator[torch.Tensor]:
+        """Yield values of the batches."""
+        extraction = self.extraction_of(epoch)
+        plan = extraction.recipe.plan
+        computing = extraction.recipe.compute(
+            extraction.items,
+            [batch.tolist() for batch in batches],
+            lambda *_: plan.slots,
+            n_jobs=extraction.n_jobs,
+            on_error="raise",
+        )
+        with closing(computing):
+            for computed in computing:
+                yield self.finish(torch.from_numpy(plan.join([computed.parts[slot].numpy() for slot in plan.slots])))
+
+
 def hold(extraction: Extraction, finish: Callable[[torch.Tensor], torch.Tensor], n: int) -> Held | None:
     """Features of an extraction, computed once; None where they would take too much disk."""
     rows = _room_for((len(extraction.items), *extraction.recipe.plan.shape), np.dtype(np.float32))
