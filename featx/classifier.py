@@ -440,7 +440,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         if about["n_features"] is not None:
             loaded.n_features_in_ = about["n_features"]
         loaded.n_iter_ = len(loaded.history_["loss"])
-        loaded._made_with = loaded.get_params(deep=False)
+        loaded._made_with, loaded._runtime = loaded.get_params(deep=False), {}
         return loaded
 
     def __sklearn_tags__(self) -> Any:

@@ -144,7 +144,7 @@ class TunedEstimator(NetworkEstimator):
 
     def _set_fitted(self, labels: Labels, tensors: Tensors, history: History, *, goes_on: bool) -> None:
         before: dict[str, list[float]] = self.history_ if goes_on else {}
-        self.__dict__.pop("_runtime", None)
+        self._runtime: dict[str, Any] = {}  # what predicts, once it was asked to
         self.classes_, self._multilabel = labels.classes, labels.codes.ndim == 2
         self._made_with = {name: getattr(self, name) for name in _DECIDING}
         self.tensors_: Tensors = tensors
@@ -211,8 +211,7 @@ class TunedEstimator(NetworkEstimator):
     def _as_fitted(self) -> TunedEstimator:
         """With the parameters of the last fit, where they decide what was fitted: changed ones are for the next."""
         check_is_fitted(self)
-        self.__dict__.setdefault("_runtime", {})  # which the copy shares
-        fitted = copy.copy(self)
+        fitted = copy.copy(self)  # which shares `_runtime`
         fitted.__dict__.update(self._made_with)
         return fitted
 
@@ -259,7 +258,7 @@ class TunedEstimator(NetworkEstimator):
     def _model(self, items: Items | None) -> Model:
         """What the last fit has trained; the same object while the shape of the images is."""
         with _BUILDING:
-            runtime = self.__dict__.setdefault("_runtime", {})
+            runtime = self._runtime
             known: Model | None = runtime.get("model")
             if known is None or not self._still_fits(known, items):
                 runtime.clear()
@@ -306,10 +305,9 @@ class TunedEstimator(NetworkEstimator):
 
     def _network(self, model: Model) -> Any:
         with _BUILDING:
-            runtime = self.__dict__.setdefault("_runtime", {"model": model})
-            if "network" not in runtime:
-                runtime["network"] = model.build(self.tensors_).network(False)
-            return runtime["network"]
+            if "network" not in self._runtime:
+                self._runtime["network"] = model.build(self.tensors_).network(False)
+            return self._runtime["network"]
 
     def _source(self, items: Items, model: Model) -> Source:
         from featx.training.fitting import Source
@@ -327,7 +325,7 @@ class TunedEstimator(NetworkEstimator):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        return {name: value for name, value in state.items() if name != "_runtime"}
+        return state | {"_runtime": {}} if "_runtime" in state else state
 
 
 class _Watch:

@@ -64,7 +64,7 @@ def test_demo_prints_what_was_compared_and_what_to_do_next(tmp_path: Path) -> No
     demo = ROOT.parent / "examples" / "demo.py"
     if not demo.exists():
         pytest.skip("installed without the examples")
-    done = subprocess.run([sys.executable, str(demo), "--draws", "2"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, str(demo), "--draws", "1"], capture_output=True, text=True, check=True)
     for words in ("raw pixels, tuned SVC", "featx_micro, random weights", "featx_micro, pretrained", "Next:"):
         assert words in done.stdout
 

@@ -51,7 +51,7 @@ def test_extractor_passes_every_check_of_scikit_learn() -> None:
 COMMON = {"image_shape": (1, -1), "pixel_range": (-5, 5), "image_size": 16, "batch_size": 4, "epochs": 2}
 CLASSIFIERS = {
     "head only": FineTuneClassifier("featx_micro", freeze="all", **COMMON),
-    "last stage": FineTuneClassifier("featx_micro", freeze=-1, learning_rate=1e-4, **COMMON),
+    "last stage": FineTuneClassifier("featx_micro", freeze=-1, learning_rate=1e-4, **COMMON | {"epochs": 1}),
 }
 CLASSIFIER_NAMES = """
 check_estimator_cloneable check_estimator_tags_renamed check_valid_tag_types check_estimator_repr
