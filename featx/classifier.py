@@ -14,7 +14,7 @@ from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 from featx.exceptions import ImageError
 from featx.images.sources import MAX_PIXELS
 from featx.store import FeatureStore
-from featx.tuning import TunedEstimator
+from featx.tuning import DECIDING, TunedEstimator
 
 if TYPE_CHECKING:
     from featx.extractor import PretrainedFeatureExtractor
@@ -440,7 +440,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         if about["n_features"] is not None:
             loaded.n_features_in_ = about["n_features"]
         loaded.n_iter_ = len(loaded.history_["loss"])
-        loaded._made_with, loaded._runtime = loaded.get_params(deep=False), {}
+        loaded._made_with, loaded._runtime = {name: getattr(loaded, name) for name in DECIDING}, {}
         return loaded
 
     def __sklearn_tags__(self) -> Any:

@@ -35,10 +35,8 @@ _AUTO_STEPS, _FEWEST_EPOCHS, _MOST_EPOCHS = 300, 4, 30
 _HEAD_RATES = {"adamw": 1e-3, "adam": 1e-3, "sgd": 1e-2}
 _TUNING_RATES = {"adamw": 1e-4, "adam": 1e-4, "sgd": 1e-3}
 _PROBE_C = 0.01
-
-
-# Parameters that decide what a fitted network is.
-_DECIDING = (
+#: Parameters that decide what a fitted network is.
+DECIDING = (
     *("backbone", "weights", "layers", "pooling", "grid", "normalize", "preprocess", "image_size", "image_shape"),
     *("pixel_range", "freeze", "hidden_layer_sizes", "random_state"),
 )
@@ -146,7 +144,7 @@ class TunedEstimator(NetworkEstimator):
         before: dict[str, list[float]] = self.history_ if goes_on else {}
         self._runtime: dict[str, Any] = {}  # what predicts, once it was asked to
         self.classes_, self._multilabel = labels.classes, labels.codes.ndim == 2
-        self._made_with = {name: getattr(self, name) for name in _DECIDING}
+        self._made_with = {name: getattr(self, name) for name in DECIDING}
         self.tensors_: Tensors = tensors
         self.history_: dict[str, list[float]] = {
             name: before.get(name, []) + column for name, column in history.columns.items()

@@ -6,12 +6,15 @@ import os
 import threading
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn.modules import module as torch_module
 
 from featx import load_image_folder
 
@@ -47,6 +50,22 @@ def ants_bees(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def digits() -> tuple[np.ndarray, np.ndarray]:
     return load_digits(return_X_y=True)
+
+
+@contextmanager
+def counting_images(kind: str) -> Iterator[list[int]]:
+    """Sizes of the batches that reach a network of some class, traces without values left out."""
+    batches: list[int] = []
+
+    def notice(module: nn.Module, args: tuple) -> None:
+        if type(module).__name__ == kind and args[0].device.type != "meta":
+            batches.append(len(args[0]))
+
+    handle = torch_module.register_module_forward_pre_hook(notice)
+    try:
+        yield batches
+    finally:
+        handle.remove()
 
 
 def relative_difference(first: np.ndarray, second: np.ndarray) -> float:

@@ -13,14 +13,12 @@ import textwrap
 import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SQUEEZENET, relative_difference
+from conftest import SQUEEZENET, counting_images, relative_difference
 from networks import InPlace
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -28,8 +26,6 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from torch import nn
-from torch.nn.modules import module as torch_module
 
 from featx import FeatureStore, PretrainedFeatureExtractor
 from featx.exceptions import ImageError, StoreWarning, WeightsError
@@ -59,22 +55,6 @@ def cached(tmp_path: Path) -> PretrainedFeatureExtractor:
 def computed(extractor: PretrainedFeatureExtractor) -> int:
     store = extractor.cache
     return (store if isinstance(store, FeatureStore) else FeatureStore(store)).info()["computed"]
-
-
-@contextmanager
-def counting_images(kind: str) -> Iterator[list[int]]:
-    """Sizes of the batches that reach a network of some class, traces without values left out."""
-    batches: list[int] = []
-
-    def notice(module: nn.Module, args: tuple) -> None:
-        if type(module).__name__ == kind and args[0].device.type != "meta":
-            batches.append(len(args[0]))
-
-    handle = torch_module.register_module_forward_pre_hook(notice)
-    try:
-        yield batches
-    finally:
-        handle.remove()
 
 
 def run_python(code: str, *arguments: str) -> str:

@@ -37,7 +37,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from featx import FineTuneClassifier, PretrainedFeatureExtractor
+from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor
 from featx.exceptions import ImageError, LayerError
 from featx.training import values
 
@@ -833,3 +833,10 @@ def test_partial_fit_refuses_labels_of_another_kind() -> None:
     with pytest.raises(ValueError, match="Labels as in"):
         online.partial_fit(X, np.stack([Y == 0, Y == 1], axis=1).astype(int))
     np.testing.assert_array_equal(online.predict_proba(MORE), expected)
+
+
+def test_loaded_classifier_heeds_parameters_of_this_machine(tmp_path: Path) -> None:
+    classifier().fit(X, Y).save(tmp_path / "model.safetensors")
+    loaded = FineTuneClassifier.load(tmp_path / "model.safetensors").set_params(cache=str(tmp_path / "store"))
+    loaded.predict(MORE)
+    assert FeatureStore(tmp_path / "store").info()["images"] == len(MORE)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import sklearn
 import torch
+from conftest import counting_images
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.callback import ProgressBar
@@ -29,8 +28,6 @@ from sklearn.model_selection import (
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
-from torch import nn
-from torch.nn.modules import module as torch_module
 
 from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor
 
@@ -42,22 +39,6 @@ ROWS = DIGITS.data[:48]
 def classifier(**parameters: Any) -> FineTuneClassifier:
     settings = {"image_size": 16, "pixel_range": (0, 16), "epochs": 2, "batch_size": 16, "random_state": 0}
     return FineTuneClassifier("featx_micro", **{**settings, "freeze": "all", **parameters})
-
-
-@contextmanager
-def counting_images() -> Iterator[list[int]]:
-    """Sizes of the batches that the first layer of featx_micro sees, traces without values left out."""
-    batches: list[int] = []
-
-    def notice(module: nn.Module, args: tuple) -> None:
-        if type(module).__name__ == "Stem" and args[0].device.type != "meta":
-            batches.append(len(args[0]))
-
-    handle = torch_module.register_module_forward_pre_hook(notice)
-    try:
-        yield batches
-    finally:
-        handle.remove()
 
 
 class Recorder:
@@ -213,7 +194,7 @@ def test_grid_search_over_heads_sends_each_image_through_the_network_once(augmen
         {"linear_probe": [False], "hidden_layer_sizes": [8]},
     ]
     model = classifier(epochs=2, cache=str(tmp_path / "store"), augment=augment, augment_views=2)
-    with counting_images() as batches:
+    with counting_images("Stem") as batches:
         search = GridSearchCV(model, grid, cv=2).fit(X, Y)
         search.predict(X)
         clone(model).set_params(linear_probe=False).fit(X, Y)

@@ -35,10 +35,6 @@ class Targets:
         """Whether an image can have several labels, or none."""
         return self.codes.ndim == 2
 
-    def take(self, rows: np.ndarray) -> Targets:
-        """Those of some images."""
-        return Targets(self.codes[rows], self.weights[rows], self.n_classes)
-
 
 @dataclass(frozen=True)
 class Labels:
