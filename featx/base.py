@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -46,6 +47,11 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[mis
         "cache": [None, Options(bool, {True}), str, os.PathLike, FeatureStore],
         "verbose": ["verbose"],
     }
+
+    @classmethod
+    @cache
+    def _get_param_names(cls) -> list[str]:  # a grid search asks for them thousands of times
+        return super()._get_param_names()
 
     def _items(self, X: Any, *, reset: bool) -> Items:
         if self.image_shape is not None:

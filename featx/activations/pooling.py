@@ -16,7 +16,7 @@ GEM_FLOOR = 1e-6
 GRID_POOLINGS = ("avg", "max", "gem")
 
 # Values pooled at once on a CPU: while they are in its cache, each further pooling of them costs little.
-_VALUES_AT_ONCE = 2**20
+_VALUES_AT_ONCE = 2**21
 
 
 def pool(output: torch.Tensor, layer: Layer, pooling: str, grid: int) -> torch.Tensor:
@@ -62,16 +62,19 @@ def _pooled_cells(cells: torch.Tensor, poolings: Sequence[tuple[str, int]]) -> l
     values = max(1, cells[0].numel())
     at_once = max(1, _VALUES_AT_ONCE // values) if cells.device.type == "cpu" else len(cells)
     chunks = [chunk.to(torch.float32) for chunk in cells.split(at_once)]
-    parts = [[_over_grid(chunk, name, grid).flatten(1) for name, grid in poolings] for chunk in chunks]
+    spare = torch.empty_like(chunks[0])  # fresh memory for every chunk would cost more than the arithmetic
+    parts = [[_over_grid(chunk, name, grid, spare).flatten(1) for name, grid in poolings] for chunk in chunks]
     return [torch.cat(rows) for rows in zip(*parts, strict=True)]
 
 
-def _over_grid(cells: torch.Tensor, pooling: str, grid: int) -> torch.Tensor:
+def _over_grid(cells: torch.Tensor, pooling: str, grid: int, spare: torch.Tensor) -> torch.Tensor:
+    """One pooling of cells; ``spare``, of at least their size, is overwritten."""
     if pooling == "max":
         return cells.amax((2, 3)) if grid == 1 else F.adaptive_max_pool2d(cells, grid)
     if pooling == "gem":
-        floor = cells.clamp(min=GEM_FLOOR)
-        return _mean(floor.square().mul_(floor), grid) ** (1 / GEM_POWER)
+        out = None if cells.requires_grad else spare[: len(cells)]
+        cubes = torch.clamp(cells, min=GEM_FLOOR, out=out).pow_(GEM_POWER)
+        return _mean(cubes, grid) ** (1 / GEM_POWER)
     return _mean(cells, grid)
 
 

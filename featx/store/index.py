@@ -21,6 +21,7 @@ from featx.exceptions import ImageError, StoreError
 from featx.images.items import ArrayItem, PathItem
 from featx.images.sources import Items
 from featx.store.environment import Database
+from featx.store.memory import MEMORY
 from featx.store.owners import LEASE_S, Owner
 
 #: A file that changed less than this many seconds ago may change again without its times telling.
@@ -30,7 +31,7 @@ _COMPUTED = b"computed"  # among the owners, whose names are longer
 # Images per task handed to a thread: handing over costs more than hashing a small one.
 _TASK_SIZE = 32
 
-_IDENTITY = struct.Struct("<QQQqq")  # device, inode, size, mtime_ns, ctime_ns
+_STATE = struct.Struct("<QQQqq")  # device, inode, size, mtime_ns, ctime_ns
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,7 @@ class Index:
         def digest_all(rows: Sequence[int]) -> list[bytes | ImageError]:
             return [digest_or_error(items, row, self.seed) for row in rows]
 
-        files = _look_at(items.iter_paths())
-        out: list[bytes | ImageError | None] = list(self._known(files))
+        files, out = self._known(items.iter_paths())
         unknown = [row for row, digest in enumerate(out) if digest is None]
         # Arrays are hashed as fast as memory gives them; threads would only be in each other's way.
         if len(unknown) > 1 and n_threads > 1 and not isinstance(items[unknown[0]], ArrayItem):
@@ -70,18 +70,16 @@ class Index:
             found = digest_all(unknown)
         for row, digest in zip(unknown, found, strict=True):
             out[row] = digest
-        self._remember([(files[row], out[row]) for row in unknown])
+        self._remember([(files[row], out[row]) for row in unknown if row in files])
         return out  # type: ignore[return-value]
 
     def digest_of_file(self, path: str) -> bytes:
         """Digest of any file's bytes, through the same shortcuts."""
-        item = PathItem(path, max_pixels=0)
-        files = _look_at([path])
-        (known,) = self._known(files)
+        files, (known,) = self._known([path])
         if known is None:
-            known = item.digest(self.seed)
-            self._remember([(files[0], known)])
-        return known
+            known = PathItem(path, max_pixels=0).digest(self.seed)
+            self._remember([(file, known) for file in files.values()])
+        return known  # type: ignore[return-value]
 
     def sweep(self) -> None:
         """Delete the leases of owners that are gone."""
@@ -109,29 +107,48 @@ class Index:
         """What `count` added up."""
         return self.database.read(_counted)
 
-    def _known(self, files: Sequence[_File | None]) -> list[bytes | None]:
-        if not any(files):
-            return [None] * len(files)
+    def _known(self, paths: Iterable[str | None]) -> tuple[dict[int, _File], list[bytes | ImageError | None]]:
+        """Files that are not known to this process, by position, and the digest of each path, None where unknown."""
+        seen, seen_ns, here = MEMORY.files(self.seed), time.time_ns(), os.getcwd()
+        files: dict[int, _File] = {}
+        digests: list[bytes | ImageError | None] = []
+        for path in paths:
+            digest = None
+            status = None if path is None else _status(path)
+            if path is not None and status is not None:
+                full = path if path.startswith("/") else os.path.join(here, path)
+                state = _state(status)
+                entry = seen.get(full)
+                if entry is not None and entry[0] == state:
+                    digest = entry[1]
+                else:
+                    changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
+                    key = xxhash.xxh3_128_digest(os.fsencode(full))
+                    files[len(digests)] = _File(full, key, state, changed_ns, seen_ns)
+            digests.append(digest)
 
-        def look(txn: lmdb.Transaction, tables: dict[str, Any]) -> list[bytes | None]:
+        def look(txn: lmdb.Transaction, tables: dict[str, Any]) -> dict[int, bytes]:
             get, table = txn.get, tables["shortcuts"]
-            return [None if file is None else _digest_in(get(file.key, db=table), file) for file in files]
+            found = {position: _digest_in(get(file.key, db=table), file) for position, file in files.items()}
+            return {position: digest for position, digest in found.items() if digest is not None}
 
-        return self.database.read(look)
+        if files:
+            found = self.database.read(look)
+            for position, digest in found.items():
+                digests[position] = digest
+            MEMORY.add_files(self.seed, [(files[i].path, files[i].state, digest) for i, digest in found.items()])
+        return files, digests
 
-    def _remember(self, found: Sequence[tuple[_File | None, bytes | ImageError | None]]) -> None:
-        settled = [
-            (file.key, file.identity + digest + _check(file, digest))
-            for file, digest in found
-            if file is not None and isinstance(digest, bytes) and _is_settled(file)
-        ]
+    def _remember(self, found: Iterable[tuple[_File, bytes | ImageError | None]]) -> None:
+        settled = [(file, digest) for file, digest in found if isinstance(digest, bytes) and _is_settled(file)]
 
         def write(txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
-            for key, entry in settled:
-                txn.put(key, entry, db=tables["shortcuts"])
+            for file, digest in settled:
+                txn.put(file.key, file.state + digest + _check(file, digest), db=tables["shortcuts"])
 
         if settled:
             self.database.write(write)
+            MEMORY.add_files(self.seed, [(file.path, file.state, digest) for file, digest in settled])
 
 
 def digest_or_error(items: Items, row: int, seed: int) -> bytes | ImageError:
@@ -147,28 +164,17 @@ class _File(NamedTuple):
 
     path: str
     key: bytes
-    identity: bytes
+    state: bytes
     changed_ns: int
     seen_ns: int
 
 
-def _look_at(paths: Iterable[str | None]) -> list[_File | None]:
-    """The files, None for what is no file: its own error says it better."""
-    here, seen_ns = os.getcwd(), time.time_ns()
-    found: list[_File | None] = []
-    for path in paths:
-        try:
-            status = None if path is None else os.stat(path)
-        except (OSError, ValueError):
-            status = None
-        if path is None or status is None:
-            found.append(None)
-            continue
-        full = path if path.startswith("/") else os.path.join(here, path)
-        changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
-        key = xxhash.xxh3_128_digest(os.fsencode(full))
-        found.append(_File(path, key, _identity(status), changed_ns, seen_ns))
-    return found
+def _status(path: str) -> os.stat_result | None:
+    """None for what is no file: its own error says it better."""
+    try:
+        return os.stat(path)
+    except (OSError, ValueError):
+        return None
 
 
 def _digest_in(entry: Any, file: _File) -> bytes | None:
@@ -177,25 +183,23 @@ def _digest_in(entry: Any, file: _File) -> bytes | None:
         return None
     content = bytes(entry)
     digest = content[40:56]
-    return digest if content[:40] == file.identity and content[56:] == _check(file, digest) else None
+    return digest if content[:40] == file.state and content[56:] == _check(file, digest) else None
 
 
 def _check(file: _File, digest: bytes) -> bytes:
-    return xxhash.xxh32_digest(file.key + file.identity + digest)
+    return xxhash.xxh32_digest(file.key + file.state + digest)
 
 
 def _is_settled(file: _File) -> bool:
     """Whether its last change was long ago when it was looked at, and it has not changed while it was read."""
     if file.seen_ns - file.changed_ns < TRUST_AFTER_S * 1e9:
         return False
-    try:
-        return _identity(os.stat(file.path)) == file.identity
-    except OSError:
-        return False
+    status = _status(file.path)
+    return status is not None and _state(status) == file.state
 
 
-def _identity(status: os.stat_result) -> bytes:
-    return _IDENTITY.pack(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+def _state(status: os.stat_result) -> bytes:
+    return _STATE.pack(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _counted(txn: lmdb.Transaction, tables: dict[str, Any]) -> int:

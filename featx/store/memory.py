@@ -1,16 +1,18 @@
-"""Rows that this process looked up last, so that a grid search does not go to the disk for them again and again."""
+"""What this process looked up last, so that a grid search does not go to the disk for it again and again."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 #: Most bytes of rows held in memory by one process.
 MOST_BYTES = 256 * 2**20
+#: Most files whose digests are held; each takes about 300 bytes.
+MOST_FILES = 2**17
 
 
 class _Table:
@@ -38,7 +40,7 @@ class _Table:
 
 
 class Memory:
-    """Rows by place in a store and digest, least recently used places dropped first.
+    """Rows by place in a store and digest, least recently used places dropped first; and digests of files.
 
     Parameters
     ----------
@@ -49,6 +51,7 @@ class Memory:
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._most_bytes = most_bytes
         self._tables: OrderedDict[Hashable, _Table] = OrderedDict()
+        self._files: dict[int, dict[str, tuple[bytes, bytes]]] = {}
         self._lock = threading.Lock()
 
     def fill(self, key: Hashable, digests: Sequence[bytes], out: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -78,10 +81,22 @@ class Memory:
             if self._bytes() + 2 * rows.nbytes + table.matrix.nbytes <= self._most_bytes:
                 table.add(digests, rows)
 
+    def files(self, seed: int) -> Mapping[str, tuple[bytes, bytes]]:
+        """By full path, the state that a file was seen in and its digest under a seed. Compare the state."""
+        return self._files.get(seed, {})
+
+    def add_files(self, seed: int, files: Iterable[tuple[str, bytes, bytes]]) -> None:
+        """Keep full paths, states and digests."""
+        with self._lock:
+            if sum(map(len, self._files.values())) > MOST_FILES:
+                self._files.clear()
+            self._files.setdefault(seed, {}).update((path, (state, digest)) for path, state, digest in files)
+
     def clear(self) -> None:
         """Drop everything."""
         with self._lock:
             self._tables.clear()
+            self._files.clear()
 
     def _bytes(self) -> int:
         return sum(table.matrix.nbytes for table in self._tables.values())
