@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-# Reentrant, since a builder that runs under it may itself draw.
-_LOCK = threading.RLock()
+from featx.locks import ForkSafeLock
+
+_LOCK = ForkSafeLock()  # entered again by a builder that runs under it and itself draws
 
 
 @contextmanager

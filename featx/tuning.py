@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -21,6 +19,7 @@ from tqdm.auto import tqdm
 from featx.base import NetworkEstimator
 from featx.exceptions import OutOfMemory
 from featx.images.sources import Items
+from featx.locks import ForkSafeLock
 
 if TYPE_CHECKING:
     from featx.activations.extraction import Extraction
@@ -40,17 +39,7 @@ DECIDING = (
     *("backbone", "weights", "layers", "pooling", "grid", "normalize", "preprocess", "image_size", "image_shape"),
     *("pixel_range", "freeze", "hidden_layer_sizes", "random_state"),
 )
-_BUILDING = threading.RLock()
-
-
-def _renew_lock() -> None:
-    """In a forked child nobody is left to release a lock that another thread of the parent held."""
-    global _BUILDING
-    _BUILDING = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+_BUILDING = ForkSafeLock()
 
 
 class TunedEstimator(NetworkEstimator):

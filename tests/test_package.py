@@ -17,6 +17,7 @@ ROOT = Path(featx.__file__).parent
 FLOORS = [
     "_version",
     "exceptions",
+    "locks",
     "randomness",
     "images",
     "store",

@@ -8,7 +8,6 @@ import os
 import re
 import stat
 import sys
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -17,6 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from featx.exceptions import UnreadableImage
+from featx.locks import ForkSafeLock
 
 if TYPE_CHECKING:
     import torch
@@ -34,17 +34,7 @@ _REASONS = {
 }
 # Pillow loads a lazily opened image on first use, which two threads must not do at once. A few locks for all images
 # instead of one each: an image cannot carry one, and a table of them would outlive the images.
-_PIL_LOCKS = tuple(threading.Lock() for _ in range(64))
-
-
-def _renew_locks() -> None:
-    """In a forked child nobody is left to release a lock that another thread of the parent held."""
-    global _PIL_LOCKS
-    _PIL_LOCKS = tuple(threading.Lock() for _ in range(64))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
+_PIL_LOCKS = tuple(ForkSafeLock() for _ in range(64))
 
 
 class Item(Protocol):
@@ -163,7 +153,7 @@ class PILItem:
             looks, pixels = content_of_pil(self.image, max_pixels=self.max_pixels)
         return _digest(seed, f"pil {looks}", pixels)
 
-    def _locked(self) -> threading.Lock:
+    def _locked(self) -> ForkSafeLock:
         return _PIL_LOCKS[(id(self.image) >> 4) % len(_PIL_LOCKS)]
 
 

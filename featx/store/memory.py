@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
+
+from featx.locks import ForkSafeLock
 
 #: Most bytes of rows held in memory by one process.
 MOST_BYTES = 256 * 2**20
@@ -52,7 +52,7 @@ class Memory:
         self._most_bytes = most_bytes
         self._tables: OrderedDict[Hashable, _Table] = OrderedDict()
         self._files: dict[int, dict[str, tuple[bytes, bytes]]] = {}
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     def fill(self, key: Hashable, digests: Sequence[bytes], out: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Copy what is known into some rows of ``out`` and return a mask (n_rows,) of them."""
@@ -103,12 +103,3 @@ class Memory:
 
 
 MEMORY = Memory()
-
-
-def _renew() -> None:
-    """In a forked child nobody is left to release a lock that another thread of the parent held."""
-    MEMORY._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)

@@ -108,7 +108,8 @@ class Loop:
         self._codes = torch.from_numpy(self.targets.codes).to(
             settings.device, torch.float32 if self.targets.multilabel else torch.int64
         )
-        self._weights = torch.from_numpy(self.targets.weights).to(settings.device, torch.float32)
+        weights = torch.from_numpy(self.targets.weights).to(settings.device, torch.float32)
+        self._weights = None if bool((weights == 1).all()) else weights
         self._live = _changing(self.network(True))
         self._mean = _MovingAverage(self._live, settings.ema) if settings.ema else None
         n_batches = len(_split(np.arange(len(self.targets.codes)), settings.batch_size))
@@ -146,25 +147,25 @@ class Loop:
         order = torch.randperm(len(self._codes), generator=self._order).numpy()
         batches = _split(order, self.settings.batch_size)
         found = []
-        with closing(self.values.iter_batches(batches, epoch)) as stream:
+        with closing(self.values.iter_batches(batches, epoch)) as stream, undisturbed(self.settings.device):
             for step, (rows, values) in enumerate(zip(batches, stream, strict=True), epoch * self._n_batches):
-                found.append(self._step(network, values, rows, step))
-        weights = self._weights[order].cpu().numpy()
-        return float(np.average(torch.cat(found).cpu().numpy(), weights=weights))
+                found.append(self._step(network, values, torch.from_numpy(rows), step))
+        return float(np.average(torch.cat(found).cpu().numpy(), weights=self.targets.weights[order]))
 
-    def _step(self, network: TunedNetwork, values: torch.Tensor, rows: np.ndarray, step: int) -> torch.Tensor:
-        values, codes, weights = values.to(self.settings.device), self._codes[rows], self._weights[rows]
+    def _step(self, network: TunedNetwork, values: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
+        values, codes = values.to(self.settings.device), self._codes[rows]
         if self.settings.mixup:
             values, codes = self._mixed(values, codes)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self._schedule.share(step)
         draws = self._draws.drawn_from() if network.may_draw else nullcontext()
-        with draws, undisturbed(self.settings.device):
+        with draws:
             with autocast(self.settings.device, self.settings.precision):
                 scores = network(values)
             each = losses(scores.float(), codes, self.settings.label_smoothing)
+            loss = each.mean() if self._weights is None else (each * self._weights[rows]).mean()
             self.optimizer.zero_grad()
-            self._scaler.scale((each * weights).mean()).backward()
+            self._scaler.scale(loss).backward()
         if self.settings.max_grad_norm is not None:
             self._scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(network.parameters(), self.settings.max_grad_norm)

@@ -11,6 +11,7 @@ from torch import nn
 
 _OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 _MOMENTUM = 0.9
+_FUSED_ON = ("cpu", "cuda", "mps")  # devices
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,17 @@ def make_optimizer(
         With the factor of their learning rate. Biases and norms are not decayed.
     learning_rate, weight_decay : float
     """
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for factor, parameter in parameters:
-        groups.setdefault((factor, parameter.ndim > 1), []).append(parameter)
+        decay = weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((learning_rate * factor, decay), []).append(parameter)
     options = {"momentum": _MOMENTUM} if name == "sgd" else {}
+    fused = all(parameter.device.type in _FUSED_ON for of_group in groups.values() for parameter in of_group)
     return _OPTIMIZERS[name](
         [
-            {
-                "params": of_group,
-                "peak": learning_rate * factor,
-                "weight_decay": weight_decay if decayed else 0.0,
-                **options,
-            }
-            for (factor, decayed), of_group in groups.items()
+            {"params": of_group, "peak": peak, "weight_decay": decay, **options}
+            for (peak, decay), of_group in groups.items()
         ],
         lr=learning_rate,
+        fused=fused,  # one kernel for all tensors: small heads spend more time on calls than on arithmetic
     )

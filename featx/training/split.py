@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from featx.activations.taps import read
 from featx.backbones.layers import Architecture, Layer
 from featx.backbones.networks import NetworkSpec
 from featx.exceptions import LayerError
+from featx.locks import ForkSafeLock
 
 _NORMS_WITH_STATISTICS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
@@ -219,17 +219,7 @@ class _Traced:
 
 
 # While a network is traced, torch.fx has every module of the process call the tracer.
-_TRACING = threading.Lock()
-
-
-def _renew_lock() -> None:
-    """In a forked child nobody is left to release a lock that another thread of the parent held."""
-    global _TRACING
-    _TRACING = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+_TRACING = ForkSafeLock()
 
 
 class _Tracer(fx.Tracer):
