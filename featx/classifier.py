@@ -14,7 +14,7 @@ from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 from featx.exceptions import ImageError
 from featx.images.sources import MAX_PIXELS
 from featx.store import FeatureStore
-from featx.tuning import DECIDING, TunedEstimator
+from featx.tuning import TunedEstimator
 
 if TYPE_CHECKING:
     from featx.extractor import PretrainedFeatureExtractor
@@ -435,12 +435,10 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
 
         tensors, about = load_fitted(path)
         loaded = cls(**about["params"])
-        loaded.classes_, loaded._multilabel = labels_from_json(about["classes"]), about["multilabel"]
-        loaded.tensors_, loaded.history_, loaded.best_epoch_ = tensors, about["history"], about["best_epoch"]
+        classes = labels_from_json(about["classes"])
+        loaded._be_fitted(classes, about["multilabel"], tensors, about["history"], about["best_epoch"])
         if about["n_features"] is not None:
             loaded.n_features_in_ = about["n_features"]
-        loaded.n_iter_ = len(loaded.history_["loss"])
-        loaded._made_with, loaded._runtime = {name: getattr(loaded, name) for name in DECIDING}, {}
         return loaded
 
     def __sklearn_tags__(self) -> Any:

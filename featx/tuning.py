@@ -28,14 +28,15 @@ if TYPE_CHECKING:
     from featx.training.loop import History, Settings
     from featx.training.model import Model, Tensors
     from featx.training.targets import Labels, Targets
+    from featx.training.tuned import TunedNetwork
 
 # Training that is neither too short for fifty images nor too long for fifty thousand.
 _AUTO_STEPS, _FEWEST_EPOCHS, _MOST_EPOCHS = 300, 4, 30
 _HEAD_RATES = {"adamw": 1e-3, "adam": 1e-3, "sgd": 1e-2}
 _TUNING_RATES = {"adamw": 1e-4, "adam": 1e-4, "sgd": 1e-3}
 _PROBE_C = 0.01
-#: Parameters that decide what a fitted network is.
-DECIDING = (
+# Parameters that decide what a fitted network is.
+_DECIDING = (
     *("backbone", "weights", "layers", "pooling", "grid", "normalize", "preprocess", "image_size", "image_shape"),
     *("pixel_range", "freeze", "hidden_layer_sizes", "random_state"),
 )
@@ -131,15 +132,24 @@ class TunedEstimator(NetworkEstimator):
 
     def _set_fitted(self, labels: Labels, tensors: Tensors, history: History, *, goes_on: bool) -> None:
         before: dict[str, list[float]] = self.history_ if goes_on else {}
+        columns = {name: before.get(name, []) + column for name, column in history.columns.items()}
+        best_epoch = len(before.get("loss", ())) + history.best_epoch
+        self._be_fitted(labels.classes, labels.codes.ndim == 2, tensors, columns, best_epoch)
+
+    def _be_fitted(
+        self,
+        classes: np.ndarray,
+        multilabel: bool,
+        tensors: Tensors,
+        history: dict[str, list[float]],
+        best_epoch: int,
+    ) -> None:
+        """All that fitting with the present parameters leaves behind, `n_features_in_` and names apart."""
+        self.classes_, self._multilabel = classes, multilabel
+        self.tensors_, self.history_, self.best_epoch_ = tensors, history, best_epoch
+        self.n_iter_ = len(history["loss"])
+        self._made_with = {name: getattr(self, name) for name in _DECIDING}
         self._runtime: dict[str, Any] = {}  # what predicts, once it was asked to
-        self.classes_, self._multilabel = labels.classes, labels.codes.ndim == 2
-        self._made_with = {name: getattr(self, name) for name in DECIDING}
-        self.tensors_: Tensors = tensors
-        self.history_: dict[str, list[float]] = {
-            name: before.get(name, []) + column for name, column in history.columns.items()
-        }
-        self.n_iter_ = len(self.history_["loss"])
-        self.best_epoch_ = self.n_iter_ - history.n_epochs + history.best_epoch
 
     def _hold_out(self, rows: np.ndarray, labels: Labels, seed: int) -> tuple[np.ndarray, np.ndarray]:
         by = labels.codes[rows] if labels.codes.ndim == 1 and len(labels.classes) > 1 else None
@@ -290,11 +300,12 @@ class TunedEstimator(NetworkEstimator):
 
         return resolve_device(self.device)
 
-    def _network(self, model: Model) -> Any:
+    def _network(self, model: Model) -> TunedNetwork:
         with _BUILDING:
-            if "network" not in self._runtime:
-                self._runtime["network"] = model.build(self.tensors_).network(False)
-            return self._runtime["network"]
+            network: TunedNetwork | None = self._runtime.get("network")
+            if network is None:
+                network = self._runtime["network"] = model.build(self.tensors_).network(False)
+            return network
 
     def _source(self, items: Items, model: Model) -> Source:
         from featx.training.fitting import Source
