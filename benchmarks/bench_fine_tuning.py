@@ -22,37 +22,42 @@ epoch, and checks passes and losses alone.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import itertools
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from _about import about
+from _ways import (
+    WEIGHTS,
+    Figures,
+    check_limits,
+    compare,
+    count_images,
+    parse_arguments,
+    print_limits,
+    print_table,
+    run_in_process,
+    unpack_photos,
+)
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
 import featx.training.fitting  # with torchvision, so that the clock does not run for it
 import featx.training.values
 from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor, list_layers, load_image_folder
 
-DATA = Path(os.environ.get("FEATX_DATA", Path(__file__).parents[2] / "shared"))
-WEIGHTS = DATA / "weights" / "squeezenet1_1-imagenet-features.safetensors"
 TRANSFORM = SqueezeNet1_1_Weights.IMAGENET1K_V1.transforms()  # a description: nothing is downloaded
 
 RATES = [3e-4, 1e-3, 3e-3, 1e-2]
@@ -74,8 +79,6 @@ LABELS = {
     "heads": "ideal: training heads",
 }
 LIMITS = (("skorch", "cold", "at least", 60.0), ("warm", "heads", "at most", 1.5))
-
-Figures = dict[str, Any]
 
 
 def n_epochs(quick: bool) -> int:
@@ -253,18 +256,6 @@ class Clock:
         return {"seconds": time.perf_counter(), "cpu_seconds": cpu}
 
 
-def count_images() -> Callable[[], int]:
-    """How many images went through a SqueezeNet since, leaving out the shapes that are traced without values."""
-    seen = [0]
-
-    def count(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if type(module).__name__ == "SqueezeNet" and isinstance(args[0], torch.Tensor):
-            seen[0] += len(args[0]) if args[0].device.type != "meta" else 0
-
-    register_module_forward_pre_hook(count)
-    return lambda: seen[0]
-
-
 def run(way: str, photos: Path, folder: Path, quick: bool) -> Figures:
     """Figures of one way."""
     data = load_image_folder(photos)
@@ -292,25 +283,16 @@ def run(way: str, photos: Path, folder: Path, quick: bool) -> Figures:
 # All of them.
 
 
-def run_in_process(way: str, photos: Path, folder: Path, quick: bool) -> Figures:
-    """Figures of one way, from a new process."""
-    command = [sys.executable, __file__, "--way", way, str(photos), str(folder), *(["--quick"] if quick else [])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
-
-
 def measure(folder: Path, quick: bool) -> dict[str, list[Figures]]:
     """All runs of every way; none of skorch where it is not installed."""
-    photos = folder / "photos"
-    with zipfile.ZipFile(DATA / "data" / "ants-bees.zip") as archive:
-        archive.extractall(photos)
+    photos = unpack_photos(folder)
     short, long = ("ideal", "cold", "warm", "probe"), ("skorch", "tail", "tail, all of it", "parts")
     runs: dict[str, list[Figures]] = {way: [] for way in (*short, *long)}
     for turn, way in itertools.product(range(1 if quick else TURNS), short):
-        runs[way].append(run_in_process(way, photos, folder / f"store-{turn}", quick))
+        runs[way].append(run_in_process(__file__, way, photos, folder / f"store-{turn}", quick))
     for way in long:
         if way != "skorch" or importlib.util.find_spec("skorch"):
-            runs[way].append(run_in_process(way, photos, folder / way, quick))
+            runs[way].append(run_in_process(__file__, way, photos, folder / way, quick))
     return runs
 
 
@@ -351,22 +333,7 @@ def summarise(runs: dict[str, list[Figures]], quick: bool) -> dict[str, Figures]
     figures["skorch"] = [of_whole_search(run, n_epochs(quick)) for run in runs["skorch"]]
     figures["pass"] = [run["pass"] | {"images": run["n"], "n": run["n"]} for run in ideal]
     figures["heads"] = [run["heads"] | {"images": 0, "n": run["n"]} for run in ideal]
-
-    def median(of_way: list[Figures], name: str) -> float:
-        return float(np.median([run[name] for run in of_way]))
-
-    return {
-        way: {
-            "time_to_ideal": median(of_way, "seconds") / median(ideal, "seconds"),
-            "cpu_to_ideal": median(of_way, "cpu_seconds") / median(ideal, "cpu_seconds"),
-            "passes": of_way[0]["images"] / of_way[0]["n"],
-            "images": of_way[0]["images"],
-            "seconds": [run["seconds"] for run in of_way],
-            "cpu_seconds": [run["cpu_seconds"] for run in of_way],
-        }
-        for way, of_way in figures.items()
-        if of_way
-    }
+    return compare(figures, ideal)
 
 
 def summarise_tail(runs: dict[str, list[Figures]]) -> Figures:
@@ -395,52 +362,14 @@ def summarise_tail(runs: dict[str, list[Figures]]) -> Figures:
     }
 
 
-def print_table(ways: dict[str, Figures]) -> None:
-    print(f"{'':24} time / ideal   CPU / ideal   passes   images    seconds   runs")
-    for way, label in LABELS.items():
-        if way not in ways:
-            print(f"{label:24} absent: skorch is not installed")
-            continue
-        row = ways[way]
-        print(f"{label:24} {row['time_to_ideal']:12.2f} {row['cpu_to_ideal']:13.2f}", end=" ")
-        print(f"{row['passes']:8.2f} {row['images']:8,} {np.median(row['seconds']):10.2f} {len(row['seconds']):6}")
-
-
 def print_tail(tail: Figures) -> None:
     print(f"\nlast two stages, {tail['epochs']} epochs: without the shortcut {tail['time']:.2f} times as long ", end="")
     print(f"(CPU {tail['cpu']:.2f}); at best {tail['possible_time']:.2f} (CPU {tail['possible_cpu']:.2f}),")
     print(f"where {tail['frozen_share']:.0%} of a forward pass are frozen")
 
 
-def check_limits(ways: dict[str, Figures]) -> list[Figures]:
-    """The ratios that matter, with their limits and whether they are met; None where a way is absent."""
-    rows = []
-    for way, other, kind, limit in LIMITS:
-        row: Figures = {"ratio": f"{way} / {other}", "limit": f"{kind} {limit:g}", "met": None}
-        if way in ways and other in ways:
-            time_ratio, cpu_ratio = (ways[way][name] / ways[other][name] for name in ("time_to_ideal", "cpu_to_ideal"))
-            met = time_ratio >= limit if kind == "at least" else time_ratio <= limit
-            row |= {"time": time_ratio, "cpu": cpu_ratio, "met": bool(met)}
-        rows.append(row)
-    return rows
-
-
-def print_limits(rows: list[Figures], quick: bool) -> None:
-    print(f"\n{'':15}     time      CPU   limit of the time" + " (too few photos to judge)" * quick)
-    for row in rows:
-        if row["met"] is None:
-            print(f"{row['ratio']:15} {'-':>8} {'-':>8}   {row['limit']:17} not measured")
-            continue
-        verdict = "" if quick else ("met" if row["met"] else "NOT MET")
-        print(f"{row['ratio']:15} {row['time']:8.2f} {row['cpu']:8.2f}   {row['limit']:17} {verdict}".rstrip())
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="40 photos, one epoch, and no limit on time")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--way", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parse_arguments(__doc__, quick="40 photos, one epoch, and no limit on time")
     if arguments.way:
         way, photos, folder = arguments.way
         return print(json.dumps(run(way, Path(photos), Path(folder), arguments.quick)))
@@ -448,10 +377,10 @@ def main() -> None:
         runs = measure(Path(folder), arguments.quick)
     check_parity(runs, arguments.quick)
     ways, tail = summarise(runs, arguments.quick), summarise_tail(runs)
-    limits = check_limits(ways)
+    limits = check_limits(ways, LIMITS)
     n_photos = runs["ideal"][0]["n"]
     print(f"{n_photos} photos, {len(RATES) * N_FOLDS} fits of {n_epochs(arguments.quick)} epochs and a refit\n")
-    print_table(ways)
+    print_table(ways, LABELS)
     print_tail(tail)
     print_limits(limits, arguments.quick)
     scores = {way: np.mean(runs[way][0]["scores"], axis=1).tolist() for way in ("ideal", "cold", "probe")}

@@ -13,32 +13,34 @@ met. ``--quick`` takes 40 photos and checks scores and passes alone.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from _about import about
+from _ways import (
+    WEIGHTS,
+    Figures,
+    check_limits,
+    compare,
+    count_images,
+    parse_arguments,
+    print_limits,
+    print_table,
+    run_in_process,
+    unpack_photos,
+)
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 import featx.activations.extraction  # noqa: F401 with torchvision, so that the clock does not run for it
 from featx import FeatureStore, PretrainedFeatureExtractor, list_layers, load_image_folder
-
-DATA = Path(os.environ.get("FEATX_DATA", Path(__file__).parents[2] / "shared"))
-WEIGHTS = DATA / "weights" / "squeezenet1_1-imagenet-features.safetensors"
 
 STAGES = list_layers("squeezenet1_1")[-3:]
 STRENGTHS = [0.001, 0.01, 0.1, 1.0]  # C
@@ -61,7 +63,6 @@ LIMITS = (
 )
 
 Scores = list[float]  # by stage, then by C
-Figures = dict[str, Any]
 
 
 def make_extractor(cache: FeatureStore | None, layers: Any = "penultimate") -> PretrainedFeatureExtractor:
@@ -116,39 +117,18 @@ def run(way: str, photos: Path, folder: Path, quick: bool) -> Figures:
     return {"scores": scores, **times, "images": n_seen(), "n": len(paths), "computed": computed}
 
 
-def count_images() -> Callable[[], int]:
-    """How many images went through a SqueezeNet since, leaving out the shapes that are traced without values."""
-    seen = [0]
-
-    def count(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        if type(module).__name__ == "SqueezeNet" and args[0].device.type != "meta":
-            seen[0] += len(args[0])
-
-    register_module_forward_pre_hook(count)
-    return lambda: seen[0]
-
-
 # All of them.
-
-
-def run_in_process(way: str, photos: Path, folder: Path, quick: bool) -> Figures:
-    """Figures of one way, from a new process."""
-    command = [sys.executable, __file__, "--way", way, str(photos), str(folder), *(["--quick"] if quick else [])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
 
 
 def measure(folder: Path, quick: bool) -> dict[str, list[Figures]]:
     """All runs of every way."""
-    photos = folder / "photos"
-    with zipfile.ZipFile(DATA / "data" / "ants-bees.zip") as archive:
-        archive.extractall(photos)
+    photos = unpack_photos(folder)
     runs: dict[str, list[Figures]] = {way: [] for way in LABELS}
     for turn in range(1 if quick else TURNS):
         for way in ("ideal", "cold", "warm"):
-            runs[way].append(run_in_process(way, photos, folder / f"store-{turn}", quick))
+            runs[way].append(run_in_process(__file__, way, photos, folder / f"store-{turn}", quick))
     for way in ("memory", "plain"):
-        runs[way].append(run_in_process(way, photos, folder / way, quick))
+        runs[way].append(run_in_process(__file__, way, photos, folder / way, quick))
     return runs
 
 
@@ -166,67 +146,19 @@ def check_parity(runs: dict[str, list[Figures]]) -> None:
         assert run["computed"] == run["n"], f"the store has counted {run['computed']} images"
 
 
-def summarise(runs: dict[str, list[Figures]]) -> dict[str, Figures]:
-    """Per way the median times, their ratios to the ideal, and passes over the photos."""
-
-    def median(way: str, name: str) -> float:
-        return float(np.median([run[name] for run in runs[way]]))
-
-    return {
-        way: {
-            "time_to_ideal": median(way, "seconds") / median("ideal", "seconds"),
-            "cpu_to_ideal": median(way, "cpu_seconds") / median("ideal", "cpu_seconds"),
-            "passes": figures[0]["images"] / figures[0]["n"],
-            "images": figures[0]["images"],
-            "seconds": [run["seconds"] for run in figures],
-            "cpu_seconds": [run["cpu_seconds"] for run in figures],
-        }
-        for way, figures in runs.items()
-    }
-
-
-def print_table(ways: dict[str, Figures]) -> None:
-    print(f"{'':20} time / ideal   CPU / ideal   passes   images   seconds   runs")
-    for way, row in ways.items():
-        print(f"{LABELS[way]:20} {row['time_to_ideal']:12.2f} {row['cpu_to_ideal']:13.2f}", end=" ")
-        print(f"{row['passes']:8.2f} {row['images']:8,} {np.median(row['seconds']):9.2f} {len(row['seconds']):6}")
-
-
-def check_limits(ways: dict[str, Figures]) -> list[Figures]:
-    """The ratios that matter, with their limits and whether they are met."""
-    rows = []
-    for way, other, kind, limit in LIMITS:
-        time_ratio, cpu_ratio = (ways[way][name] / ways[other][name] for name in ("time_to_ideal", "cpu_to_ideal"))
-        met = time_ratio >= limit if kind == "at least" else time_ratio <= limit
-        row = {"ratio": f"{way} / {other}", "time": time_ratio, "cpu": cpu_ratio}
-        rows.append(row | {"limit": f"{kind} {limit:g}", "met": bool(met)})
-    return rows
-
-
-def print_limits(rows: list[Figures], quick: bool) -> None:
-    print(f"\n{'':15}     time      CPU   limit of the time" + " (too few photos to judge)" * quick)
-    for row in rows:
-        verdict = "" if quick else ("met" if row["met"] else "NOT MET")
-        print(f"{row['ratio']:15} {row['time']:8.2f} {row['cpu']:8.2f}   {row['limit']:17} {verdict}".rstrip())
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="40 photos, and no limit on time")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--way", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parse_arguments(__doc__, quick="40 photos, and no limit on time")
     if arguments.way:
         way, photos, folder = arguments.way
         return print(json.dumps(run(way, Path(photos), Path(folder), arguments.quick)))
     with tempfile.TemporaryDirectory() as folder:
         runs = measure(Path(folder), arguments.quick)
     check_parity(runs)
-    ways = summarise(runs)
-    limits = check_limits(ways)
+    ways = compare(runs, runs["ideal"])
+    limits = check_limits(ways, LIMITS)
     n_photos, n_fits = runs["ideal"][0]["n"], len(STAGES) * len(STRENGTHS) * N_FOLDS
     print(f"{n_photos} photos, {n_fits} fits and a refit; all ways have the same scores\n")
-    print_table(ways)
+    print_table(ways, LABELS)
     print_limits(limits, arguments.quick)
     if arguments.json:
         figures = {"n_photos": n_photos, "ways": ways, "limits": limits, "scores": runs["ideal"][0]["scores"]}
