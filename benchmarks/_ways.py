@@ -81,7 +81,7 @@ def print_table(ways: Mapping[str, Figures], labels: Mapping[str, str]) -> None:
     print(f"{'':24} time / ideal   CPU / ideal   passes   images    seconds   runs")
     for way, label in labels.items():
         if way not in ways:
-            print(f"{label:24} not installed")
+            print(f"{label:24} absent: not installed")
             continue
         row = ways[way]
         print(f"{label:24} {row['time_to_ideal']:12.2f} {row['cpu_to_ideal']:13.2f}", end=" ")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import cache
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -48,10 +47,13 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[mis
         "verbose": ["verbose"],
     }
 
+    _param_names: ClassVar[list[str]]
+
     @classmethod
-    @cache
-    def _get_param_names(cls) -> list[str]:  # a grid search asks for them thousands of times
-        return super()._get_param_names()
+    def _get_param_names(cls) -> list[str]:
+        if "_param_names" not in cls.__dict__:  # a grid search asks for them thousands of times
+            cls._param_names = super()._get_param_names()
+        return [*cls._param_names]
 
     def _items(self, X: Any, *, reset: bool) -> Items:
         if self.image_shape is not None:

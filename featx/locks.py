@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from types import TracebackType
+from contextlib import AbstractContextManager
 
 _ALL: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
 
 
 class ForkSafeLock:
-    """A reentrant lock, to be entered.
+    """A reentrant lock, entered by ``with lock.held():``.
 
     In a forked child it starts anew: nobody is left there to release what another thread of the parent held.
     """
@@ -20,13 +20,9 @@ class ForkSafeLock:
         self._lock = threading.RLock()
         _ALL.add(self)
 
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lock.release()
+    def held(self) -> AbstractContextManager[bool]:
+        """The lock itself: what was entered is what is left, also where a fork comes between."""
+        return self._lock
 
 
 def _renew() -> None:

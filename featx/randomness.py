@@ -37,7 +37,7 @@ class Draws:
     def drawn_from(self) -> Iterator[None]:
         """While it is entered, what draws from the global generators draws from here; one thread at a time."""
         generators = [torch.default_generator, *self._of_device()]
-        with _LOCK:
+        with _LOCK.held():
             before = [generator.get_state() for generator in generators]
             try:
                 if self._states is None:

@@ -254,7 +254,7 @@ class TunedEstimator(NetworkEstimator):
 
     def _model(self, items: Items | None) -> Model:
         """What the last fit has trained; the same object while the shape of the images is."""
-        with _BUILDING:
+        with _BUILDING.held():
             runtime = self._runtime
             known: Model | None = runtime.get("model")
             if known is None or not self._still_fits(known, items):
@@ -301,7 +301,7 @@ class TunedEstimator(NetworkEstimator):
         return resolve_device(self.device)
 
     def _network(self, model: Model) -> TunedNetwork:
-        with _BUILDING:
+        with _BUILDING.held():
             network: TunedNetwork | None = self._runtime.get("network")
             if network is None:
                 network = self._runtime["network"] = model.build(self.tensors_).network(False)

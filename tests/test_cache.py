@@ -29,8 +29,9 @@ from sklearn.pipeline import make_pipeline
 
 from featx import FeatureStore, PretrainedFeatureExtractor
 from featx.exceptions import ImageError, StoreWarning, WeightsError
+from featx.images.items import PathItem
 from featx.store import index, session
-from featx.store.memory import MEMORY
+from featx.store.memory import MEMORY, MOST_FILES, Memory
 from featx.store.owners import LEASE_S
 from featx.store.session import Session
 
@@ -200,10 +201,13 @@ def photo(tmp_path: Path) -> Path:
 def _is_new(extractor: PretrainedFeatureExtractor, X: object) -> bool:
     """Whether the images of X are computed, and in any case right."""
     before = computed(extractor)
+    expected = clone(extractor).set_params(cache=None).transform(X)
+    assert relative_difference(extractor.transform(X), expected) < 1e-5  # with what this process remembers
+    after = computed(extractor)
     MEMORY.clear()
-    rows = extractor.transform(X)
-    assert relative_difference(rows, clone(extractor).set_params(cache=None).transform(X)) < 1e-5
-    return computed(extractor) > before
+    assert relative_difference(extractor.transform(X), expected) < 1e-5  # from the disk
+    assert computed(extractor) == after
+    return after > before
 
 
 def test_touched_moved_and_copied_files_are_known(cached: PretrainedFeatureExtractor, photo: Path) -> None:
@@ -220,6 +224,8 @@ def test_touched_moved_and_copied_files_are_known(cached: PretrainedFeatureExtra
 def test_known_files_are_not_read_again(cached: PretrainedFeatureExtractor, photo: Path, monkeypatch) -> None:
     expected = cached.transform([photo])
     monkeypatch.setattr("featx.images.items.PathItem._read", lambda self: pytest.fail("read"))
+    np.testing.assert_array_equal(cached.transform([photo]), expected)
+    MEMORY.clear()  # from here on from the disk
     np.testing.assert_array_equal(cached.transform([photo]), expected)
 
 
@@ -244,6 +250,49 @@ def test_edited_orientation_is_noticed(cached: PretrainedFeatureExtractor, photo
     exif[0x0112] = 6
     Image.open(photo).save(photo, exif=exif, quality=95)
     assert _is_new(cached, [photo])
+
+
+def test_relative_path_belongs_to_the_folder_it_is_read_in(
+    cached: PretrainedFeatureExtractor, tmp_path: Path, monkeypatch
+) -> None:
+    rows = []
+    for name, image in zip("ab", IMAGES, strict=False):
+        (tmp_path / name).mkdir()
+        Image.fromarray(image).save(tmp_path / name / "x.png")
+        monkeypatch.chdir(tmp_path / name)
+        rows.append(cached.transform(["x.png"]))
+    assert relative_difference(rows[0], rows[1]) > 1e-3
+    np.testing.assert_array_equal(cached.transform([tmp_path / "a" / "x.png"]), rows[0])
+    np.testing.assert_array_equal(cached.transform([tmp_path / "b" / "x.png"]), rows[1])
+
+
+def test_folder_changed_while_a_file_is_read_teaches_nothing_wrong(
+    cached: PretrainedFeatureExtractor, tmp_path: Path, monkeypatch
+) -> None:
+    for name, image in zip("ab", IMAGES, strict=False):
+        (tmp_path / name).mkdir()
+        Image.fromarray(image).save(tmp_path / name / "x.png")
+    expected = clone(cached).set_params(cache=None).transform([tmp_path / "a" / "x.png"])
+    read = PathItem._read
+
+    def read_elsewhere(self: PathItem) -> bytes:
+        os.chdir(tmp_path / "b")
+        return read(self)
+
+    monkeypatch.chdir(tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(PathItem, "_read", read_elsewhere)
+        cached.transform(["x.png"])
+    assert relative_difference(cached.transform([tmp_path / "a" / "x.png"]), expected) < 1e-5
+
+
+def test_memory_of_files_is_bounded() -> None:
+    few = Memory()
+    few.add_files(1, [(str(i), b"state", b"digest") for i in range(MOST_FILES)])
+    few.add_files(2, [("one more", b"state", b"digest")])
+    assert sum(len(few.files(seed)) for seed in (1, 2)) <= MOST_FILES
+    assert few.files(2)["one more"] == (b"state", b"digest")
+    assert few.files(3) == {}
 
 
 def test_fresh_files_are_not_trusted(cached: PretrainedFeatureExtractor, photo: Path, monkeypatch) -> None:

@@ -38,8 +38,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor
-from featx.exceptions import ImageError, LayerError
-from featx.training import values
+from featx.exceptions import ImageError, LayerError, OutOfMemory
+from featx.training import loop, values
 
 DIGITS = load_digits()
 X, Y = DIGITS.images[:30], DIGITS.target[:30] % 3
@@ -840,3 +840,32 @@ def test_loaded_classifier_heeds_parameters_of_this_machine(tmp_path: Path) -> N
     loaded = FineTuneClassifier.load(tmp_path / "model.safetensors").set_params(cache=str(tmp_path / "store"))
     loaded.predict(MORE)
     assert FeatureStore(tmp_path / "store").info()["images"] == len(MORE)
+
+
+@pytest.mark.parametrize(
+    ("precision", "optimizer", "tolerance"),
+    [("bfloat16", "adamw", 5e-2), ("float16", "adamw", 1e-2), ("float16", "sgd", 1e-2)],
+)
+@pytest.mark.parametrize("freeze", ["all", -1, 0])
+def test_half_precision_trains_the_same_float32_network(
+    precision: str, optimizer: str, tolerance: float, freeze: int | str
+) -> None:
+    whole = classifier(freeze=freeze, optimizer=optimizer, linear_probe=False, max_grad_norm=1.0).fit(X, Y)
+    half = clone(whole).set_params(precision=precision).fit(X, Y)
+    assert {tensor.dtype for tensor in half.tensors_.values() if tensor.is_floating_point()} == {torch.float32}
+    np.testing.assert_allclose(half.history_["loss"], whole.history_["loss"], rtol=tolerance)
+    assert half.history_["loss"] != whole.history_["loss"]
+
+
+def test_too_little_memory_is_told_in_words_that_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = classifier(freeze=-1).fit(X, Y)
+    expected = fitted.predict_proba(MORE)
+
+    def too_much(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(loop, "losses", too_much)
+    with pytest.raises(OutOfMemory, match=r"batch_size=8.*freeze=-1") as caught:
+        fitted.fit(X, Y)
+    assert isinstance(caught.value, MemoryError | RuntimeError)
+    np.testing.assert_array_equal(fitted.predict_proba(MORE), expected)  # the last fit is still there

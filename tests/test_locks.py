@@ -14,10 +14,10 @@ def test_one_thread_at_a_time_and_again_from_within() -> None:
     lock, entered = ForkSafeLock(), threading.Event()
 
     def enter() -> None:
-        with lock:
+        with lock.held():
             entered.set()
 
-    with lock, lock:
+    with lock.held(), lock.held():
         thread = threading.Thread(target=enter)
         thread.start()
         assert not entered.wait(0.1)
@@ -26,7 +26,7 @@ def test_one_thread_at_a_time_and_again_from_within() -> None:
 
 
 def _enter(lock: ForkSafeLock) -> None:
-    with lock:
+    with lock.held():
         pass
 
 
@@ -36,7 +36,7 @@ def test_forked_child_finds_a_held_lock_free() -> None:
     lock, held, done = ForkSafeLock(), threading.Event(), threading.Event()
 
     def hold() -> None:
-        with lock:
+        with lock.held():
             held.set()
             done.wait(60)
 

@@ -15,7 +15,7 @@ GEM_FLOOR = 1e-6
 
 GRID_POOLINGS = ("avg", "max", "gem")
 
-# Values pooled at once on a CPU: while they are in its cache, each further pooling of them costs little.
+# Values pooled at once on a CPU: while they are in a cache that its cores share, each further pooling costs less.
 _VALUES_AT_ONCE = 2**21
 
 
@@ -62,17 +62,19 @@ def _pooled_cells(cells: torch.Tensor, poolings: Sequence[tuple[str, int]]) -> l
     values = max(1, cells[0].numel())
     at_once = max(1, _VALUES_AT_ONCE // values) if cells.device.type == "cpu" else len(cells)
     chunks = [chunk.to(torch.float32) for chunk in cells.split(at_once)]
-    spare = torch.empty_like(chunks[0])  # fresh memory for every chunk would cost more than the arithmetic
+    # One for all chunks: fresh memory for each would cost more than the arithmetic. Slopes need what was there.
+    needs_spare = any(name == "gem" for name, _ in poolings) and not cells.requires_grad
+    spare = torch.empty_like(chunks[0]) if needs_spare else None
     parts = [[_over_grid(chunk, name, grid, spare).flatten(1) for name, grid in poolings] for chunk in chunks]
     return [torch.cat(rows) for rows in zip(*parts, strict=True)]
 
 
-def _over_grid(cells: torch.Tensor, pooling: str, grid: int, spare: torch.Tensor) -> torch.Tensor:
-    """One pooling of cells; ``spare``, of at least their size, is overwritten."""
+def _over_grid(cells: torch.Tensor, pooling: str, grid: int, spare: torch.Tensor | None) -> torch.Tensor:
+    """One pooling of cells; ``spare``, of at least their size, is overwritten by gem."""
     if pooling == "max":
         return cells.amax((2, 3)) if grid == 1 else F.adaptive_max_pool2d(cells, grid)
     if pooling == "gem":
-        out = None if cells.requires_grad else spare[: len(cells)]
+        out = None if spare is None else spare[: len(cells)]
         cubes = torch.clamp(cells, min=GEM_FLOOR, out=out).pow_(GEM_POWER)
         return _mean(cubes, grid) ** (1 / GEM_POWER)
     return _mean(cells, grid)

@@ -153,8 +153,8 @@ class PILItem:
             looks, pixels = content_of_pil(self.image, max_pixels=self.max_pixels)
         return _digest(seed, f"pil {looks}", pixels)
 
-    def _locked(self) -> ForkSafeLock:
-        return _PIL_LOCKS[(id(self.image) >> 4) % len(_PIL_LOCKS)]
+    def _locked(self) -> contextlib.AbstractContextManager[bool]:
+        return _PIL_LOCKS[(id(self.image) >> 4) % len(_PIL_LOCKS)].held()
 
 
 @dataclass(frozen=True, slots=True)

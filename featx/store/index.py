@@ -59,7 +59,8 @@ class Index:
         def digest_all(rows: Sequence[int]) -> list[bytes | ImageError]:
             return [digest_or_error(items, row, self.seed) for row in rows]
 
-        files, out = self._known(items.iter_paths())
+        files, known = self._known(items.iter_paths())
+        out: list[bytes | ImageError | None] = [*known]
         unknown = [row for row, digest in enumerate(out) if digest is None]
         # Arrays are hashed as fast as memory gives them; threads would only be in each other's way.
         if len(unknown) > 1 and n_threads > 1 and not isinstance(items[unknown[0]], ArrayItem):
@@ -79,7 +80,7 @@ class Index:
         if known is None:
             known = PathItem(path, max_pixels=0).digest(self.seed)
             self._remember([(file, known) for file in files.values()])
-        return known  # type: ignore[return-value]
+        return known
 
     def sweep(self) -> None:
         """Delete the leases of owners that are gone."""
@@ -107,11 +108,11 @@ class Index:
         """What `count` added up."""
         return self.database.read(_counted)
 
-    def _known(self, paths: Iterable[str | None]) -> tuple[dict[int, _File], list[bytes | ImageError | None]]:
+    def _known(self, paths: Iterable[str | None]) -> tuple[dict[int, _File], list[bytes | None]]:
         """Files that are not known to this process, by position, and the digest of each path, None where unknown."""
         seen, seen_ns, here = MEMORY.files(self.seed), time.time_ns(), os.getcwd()
         files: dict[int, _File] = {}
-        digests: list[bytes | ImageError | None] = []
+        digests: list[bytes | None] = []
         for path in paths:
             digest = None
             status = None if path is None else _status(path)
@@ -124,7 +125,7 @@ class Index:
                 else:
                     changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
                     key = xxhash.xxh3_128_digest(os.fsencode(full))
-                    files[len(digests)] = _File(full, key, state, changed_ns, seen_ns)
+                    files[len(digests)] = _File(path, full, key, state, changed_ns, seen_ns)
             digests.append(digest)
 
         def look(txn: lmdb.Transaction, tables: dict[str, Any]) -> dict[int, bytes]:
@@ -136,7 +137,7 @@ class Index:
             found = self.database.read(look)
             for position, digest in found.items():
                 digests[position] = digest
-            MEMORY.add_files(self.seed, [(files[i].path, files[i].state, digest) for i, digest in found.items()])
+            MEMORY.add_files(self.seed, [(files[i].full, files[i].state, digest) for i, digest in found.items()])
         return files, digests
 
     def _remember(self, found: Iterable[tuple[_File, bytes | ImageError | None]]) -> None:
@@ -148,7 +149,7 @@ class Index:
 
         if settled:
             self.database.write(write)
-            MEMORY.add_files(self.seed, [(file.path, file.state, digest) for file, digest in settled])
+            MEMORY.add_files(self.seed, [(file.full, file.state, digest) for file, digest in settled])
 
 
 def digest_or_error(items: Items, row: int, seed: int) -> bytes | ImageError:
@@ -162,7 +163,8 @@ def digest_or_error(items: Items, row: int, seed: int) -> bytes | ImageError:
 class _File(NamedTuple):
     """A file as it was when it was looked at, before it was read; in a tuple, since there are many of them."""
 
-    path: str
+    path: str  # as given: what is read and looked at again
+    full: str
     key: bytes
     state: bytes
     changed_ns: int

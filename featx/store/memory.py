@@ -11,7 +11,7 @@ from featx.locks import ForkSafeLock
 
 #: Most bytes of rows held in memory by one process.
 MOST_BYTES = 256 * 2**20
-#: Most files whose digests are held; each takes about 300 bytes.
+#: Most files whose digests are held; each takes about 400 bytes.
 MOST_FILES = 2**17
 
 
@@ -56,7 +56,7 @@ class Memory:
 
     def fill(self, key: Hashable, digests: Sequence[bytes], out: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Copy what is known into some rows of ``out`` and return a mask (n_rows,) of them."""
-        with self._lock:
+        with self._lock.held():
             table = self._tables.get(key)
             if table is None:
                 return np.zeros(len(digests), dtype=bool)
@@ -70,7 +70,7 @@ class Memory:
         """Keep rows (n, width), as far as there is room."""
         if not len(digests) or rows.nbytes > self._most_bytes // 2:
             return
-        with self._lock:
+        with self._lock.held():
             if key not in self._tables:
                 self._tables[key] = _Table(rows.shape[1])
             table = self._tables[key]
@@ -87,14 +87,16 @@ class Memory:
 
     def add_files(self, seed: int, files: Iterable[tuple[str, bytes, bytes]]) -> None:
         """Keep full paths, states and digests."""
-        with self._lock:
-            if sum(map(len, self._files.values())) > MOST_FILES:
+        with self._lock.held():
+            new = {path: (state, digest) for path, state, digest in files}
+            if sum(map(len, self._files.values())) + len(new) > MOST_FILES:
                 self._files.clear()
-            self._files.setdefault(seed, {}).update((path, (state, digest)) for path, state, digest in files)
+            if len(new) <= MOST_FILES:
+                self._files.setdefault(seed, {}).update(new)
 
     def clear(self) -> None:
         """Drop everything."""
-        with self._lock:
+        with self._lock.held():
             self._tables.clear()
             self._files.clear()
 

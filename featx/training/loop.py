@@ -147,7 +147,7 @@ class Loop:
         order = torch.randperm(len(self._codes), generator=self._order).numpy()
         batches = _split(order, self.settings.batch_size)
         found = []
-        with closing(self.values.iter_batches(batches, epoch)) as stream, undisturbed(self.settings.device):
+        with closing(self.values.iter_batches(batches, epoch)) as stream:
             for step, (rows, values) in enumerate(zip(batches, stream, strict=True), epoch * self._n_batches):
                 found.append(self._step(network, values, torch.from_numpy(rows), step))
         return float(np.average(torch.cat(found).cpu().numpy(), weights=self.targets.weights[order]))
@@ -159,7 +159,7 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self._schedule.share(step)
         draws = self._draws.drawn_from() if network.may_draw else nullcontext()
-        with draws:
+        with draws, undisturbed(self.settings.device):
             with autocast(self.settings.device, self.settings.precision):
                 scores = network(values)
             each = losses(scores.float(), codes, self.settings.label_smoothing)
@@ -243,7 +243,8 @@ def autocast(device: str, precision: str) -> AbstractContextManager[object]:
     """Half precision where it is asked for, with float32 weights."""
     if precision == "float32":
         return nullcontext()
-    return torch.autocast(torch.device(device).type, dtype=DTYPES[precision])
+    # Inside of a caller's own autocast, weights once rounded would be kept from step to step.
+    return torch.autocast(torch.device(device).type, dtype=DTYPES[precision], cache_enabled=False)
 
 
 def _split(order: np.ndarray, batch_size: int) -> list[np.ndarray]:

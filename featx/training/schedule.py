@@ -11,7 +11,7 @@ from torch import nn
 
 _OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 _MOMENTUM = 0.9
-_FUSED_ON = ("cpu", "cuda", "mps")  # devices
+_FUSED_ON = {"cpu", "cuda", "mps"}  # devices
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,14 @@ def make_optimizer(
         decay = weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((learning_rate * factor, decay), []).append(parameter)
     options = {"momentum": _MOMENTUM} if name == "sgd" else {}
-    fused = all(parameter.device.type in _FUSED_ON for of_group in groups.values() for parameter in of_group)
+    on = {parameter.device.type for of_group in groups.values() for parameter in of_group}
     return _OPTIMIZERS[name](
         [
             {"params": of_group, "peak": peak, "weight_decay": decay, **options}
             for (peak, decay), of_group in groups.items()
         ],
         lr=learning_rate,
-        fused=fused,  # one kernel for all tensors: small heads spend more time on calls than on arithmetic
+        # One kernel for all tensors: small heads spend more time on calls than on arithmetic. Not for SGD, whose
+        # momentum would start from whatever lay in memory where float16 overflows in the first step.
+        fused=(name != "sgd" and on <= _FUSED_ON) or None,
     )

@@ -140,7 +140,7 @@ class _Traced:
 
     def __init__(self, module: nn.Module) -> None:
         tracer = _Tracer()
-        with _TRACING:
+        with _TRACING.held():
             self._module, self._graph = module, tracer.trace(module)
         self._returned, self._given = tracer.returned, tracer.given
         (output,) = (node for node in self._graph.nodes if node.op == "output")
@@ -268,11 +268,11 @@ class _Whole(nn.Module):
 
     def __init__(self, module: nn.Module, attach: Layer) -> None:
         super().__init__()
-        self.module, self._attach, self._lock = module, attach, threading.Lock()
+        self.module, self._attach, self._lock = module, attach, ForkSafeLock()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Of shape (n, ...), as the layer puts it out."""
-        with self._lock:  # its hooks would also see what another thread runs
+        with self._lock.held():  # its hooks would also see what another thread runs
             return self._read(images)
 
     def _read(self, images: torch.Tensor) -> torch.Tensor:
