@@ -14,6 +14,10 @@ Then the last two stages (freeze=-2), in one fit of few epochs, with the values 
 without. What that can save at best follows from its parts, each measured alone: decoding, front, and a step of the
 tail.
 
+Last the textbook's recipe, one fit of it: vgg16 without its top, frozen, average pooling, Dense(1024, relu), softmax,
+Adam, 10 epochs; beside the loop that one writes by hand, of which one epoch is timed and scaled to ten. Its weights are
+random, which changes no time.
+
 Each way runs in a process of its own, with imports left out of the clock. What counts are the ratios, since all share
 the machine; the short ones take turns and give medians. The ratio of processor times, of all threads and child
 processes, tells how far others disturbed. Exits with 1 where a limit is not met. ``--quick`` takes 40 photos and one
@@ -52,7 +56,7 @@ from safetensors.torch import load_file
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from torch import nn
 from torch.nn import functional as F
-from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
+from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1, vgg16
 
 import featx.training.fitting  # with torchvision, so that the clock does not run for it
 import featx.training.values
@@ -210,6 +214,37 @@ def tune_tail(paths: np.ndarray, y: np.ndarray, epochs: int, shortcut: bool) -> 
     return {"loss": model.fit(paths, y).history_["loss"], "epochs": epochs}
 
 
+def fit_textbook(paths: np.ndarray, y: np.ndarray, epochs: int) -> Figures:
+    """The textbook's recipe in one line."""
+    FineTuneClassifier(
+        "vgg16",
+        weights=None,
+        layers=-1,
+        freeze="all",
+        hidden_layer_sizes=(1024,),
+        optimizer="adam",
+        linear_probe=False,
+        epochs=epochs,
+        random_state=SEED,
+    ).fit(paths, y)
+    return {}
+
+
+def fit_textbook_by_hand(paths: np.ndarray, y: np.ndarray) -> Figures:
+    """One epoch of it, as a plain torch loop."""
+    pooling = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    head = nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 2))
+    network = nn.Sequential(vgg16(weights=None).features.requires_grad_(False), *pooling, head).train()
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-3)
+    workers = min(4, os.cpu_count() or 1)
+    photos = torch.utils.data.DataLoader(Photos(paths, y), batch_size=BATCH, shuffle=True, num_workers=workers)
+    for images, codes in photos:
+        optimizer.zero_grad()
+        F.cross_entropy(network(images), codes).backward()
+        optimizer.step()
+    return {}
+
+
 def measure_parts(paths: np.ndarray, y: np.ndarray) -> Figures:
     """Decoding, the front's and the tail's forward pass, and a training step of the tail, each over all photos once."""
     assert list_layers("squeezenet1_1")[-3] == f"features.{FRONT - 1}"
@@ -272,6 +307,8 @@ def run(way: str, photos: Path, folder: Path, quick: bool) -> Figures:
         "tail": lambda: tune_tail(paths, y, tail_epochs, True),
         "tail, all of it": lambda: tune_tail(paths, y, tail_epochs, False),
         "parts": lambda: measure_parts(paths, y),
+        "textbook": lambda: fit_textbook(paths, y, epochs),
+        "by hand": lambda: fit_textbook_by_hand(paths, y),
     }
     n_seen = count_images()
     with Clock() as clock:
@@ -286,7 +323,10 @@ def run(way: str, photos: Path, folder: Path, quick: bool) -> Figures:
 def measure(folder: Path, quick: bool) -> dict[str, list[Figures]]:
     """All runs of every way; none of skorch where it is not installed."""
     photos = unpack_photos(folder)
-    short, long = ("ideal", "cold", "warm", "probe"), ("skorch", "tail", "tail, all of it", "parts")
+    short, long = (
+        ("ideal", "cold", "warm", "probe"),
+        ("skorch", "tail", "tail, all of it", "parts", "textbook", "by hand"),
+    )
     runs: dict[str, list[Figures]] = {way: [] for way in (*short, *long)}
     for turn, way in itertools.product(range(1 if quick else TURNS), short):
         runs[way].append(run_in_process(__file__, way, photos, folder / f"store-{turn}", quick))
@@ -362,10 +402,21 @@ def summarise_tail(runs: dict[str, list[Figures]]) -> Figures:
     }
 
 
+def summarise_textbook(runs: dict[str, list[Figures]], quick: bool) -> Figures:
+    """How many times as long the loop by hand takes, were it run for all epochs."""
+    (featx_,), (by_hand,) = runs["textbook"], runs["by hand"]
+    return {name: n_epochs(quick) * by_hand[name] / featx_[name] for name in ("seconds", "cpu_seconds")}
+
+
 def print_tail(tail: Figures) -> None:
     print(f"\nlast two stages, {tail['epochs']} epochs: without the shortcut {tail['time']:.2f} times as long ", end="")
     print(f"(CPU {tail['cpu']:.2f}); at best {tail['possible_time']:.2f} (CPU {tail['possible_cpu']:.2f}),")
     print(f"where {tail['frozen_share']:.0%} of a forward pass are frozen")
+
+
+def print_textbook(textbook: Figures) -> None:
+    print(f"the textbook's recipe: by hand {textbook['seconds']:.1f} times as long ", end="")
+    print(f"(CPU {textbook['cpu_seconds']:.1f})")
 
 
 def main() -> None:
@@ -377,11 +428,13 @@ def main() -> None:
         runs = measure(Path(folder), arguments.quick)
     check_parity(runs, arguments.quick)
     ways, tail = summarise(runs, arguments.quick), summarise_tail(runs)
+    textbook = summarise_textbook(runs, arguments.quick)
     limits = check_limits(ways, LIMITS)
     n_photos = runs["ideal"][0]["n"]
     print(f"{n_photos} photos, {len(RATES) * N_FOLDS} fits of {n_epochs(arguments.quick)} epochs and a refit\n")
     print_table(ways, LABELS)
     print_tail(tail)
+    print_textbook(textbook)
     print_limits(limits, arguments.quick)
     scores = {way: np.mean(runs[way][0]["scores"], axis=1).tolist() for way in ("ideal", "cold", "probe")}
     scores["skorch, one fold"] = [run["score"] for run in runs["skorch"]]
@@ -390,7 +443,8 @@ def main() -> None:
     for way, of_way in scores.items():
         print(f"{way:22}", *(f"{score:.3f}" for score in of_way))
     if arguments.json:
-        figures = {"n_photos": n_photos, "ways": ways, "tail": tail, "limits": limits, "scores": scores}
+        figures = {"n_photos": n_photos, "ways": ways, "tail": tail, "textbook": textbook}
+        figures |= {"limits": limits, "scores": scores}
         arguments.json.write_text(json.dumps(figures | about(), indent=2))
     sys.exit(not arguments.quick and any(row["met"] is False for row in limits))
 
