@@ -81,8 +81,8 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         Decay of a moving average of the tensors, which is what is kept in the end.
     augment : None, {"flip", "crop", "color"} or callable, default=None
         How training images are altered: mirrored; cut to a random part too; brightness, contrast and saturation too. A
-        callable gets a PIL image and returns one; what it draws must come from torch's generator. Never active in
-        prediction.
+        callable gets a PIL image and returns one; what it draws must come from torch's generator. Ready tensors
+        (``preprocess=None``) can only be mirrored by name. Never active in prediction.
     augment_views : int, default=4
         Views drawn of each image; epoch e sees view e modulo this number, so that the frozen front is computed once for
         each. 0 draws a new one in every epoch, and computes everything anew.

@@ -171,6 +171,11 @@ class TunedEstimator(NetworkEstimator):
         rate = self.learning_rate
         if rate == "auto":
             rate = (_HEAD_RATES if model.split.head_only else _TUNING_RATES)[self.optimizer]
+        if self.preprocess is None and self.augment in ("crop", "color"):
+            raise ValueError(
+                "Views that keep shape and scale are expected for the ready tensors of preprocess=None, got "
+                f'augment={self.augment!r}. Use "flip" or a callable.'
+            )
         probing = self.linear_probe is not False
         return Recipe(
             settings=self._settings(model, n, seed, once),

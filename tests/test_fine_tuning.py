@@ -869,3 +869,10 @@ def test_too_little_memory_is_told_in_words_that_help(monkeypatch: pytest.Monkey
         fitted.fit(X, Y)
     assert isinstance(caught.value, MemoryError | RuntimeError)
     np.testing.assert_array_equal(fitted.predict_proba(MORE), expected)  # the last fit is still there
+
+
+def test_ready_tensors_take_only_views_of_their_shape() -> None:
+    ready = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"preprocess=None, got augment='crop'"):
+        classifier(preprocess=None, image_size=None, augment="crop").fit(ready, Y[:12])
+    assert classifier(preprocess=None, image_size=None, augment="flip").fit(ready, Y[:12]).n_iter_ == 2
