@@ -288,8 +288,8 @@ def test_folder_changed_while_a_file_is_read_teaches_nothing_wrong(
 
 def test_memory_of_files_is_bounded() -> None:
     few = Memory()
-    few.add_files(1, [(str(i), b"state", b"digest") for i in range(MOST_FILES)])
-    few.add_files(2, [("one more", b"state", b"digest")])
+    few.add_files(1, {str(i): (b"state", b"digest") for i in range(MOST_FILES)})
+    few.add_files(2, {"one more": (b"state", b"digest")})
     assert sum(len(few.files(seed)) for seed in (1, 2)) <= MOST_FILES
     assert few.files(2)["one more"] == (b"state", b"digest")
     assert few.files(3) == {}

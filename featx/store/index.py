@@ -137,7 +137,7 @@ class Index:
             found = self.database.read(look)
             for position, digest in found.items():
                 digests[position] = digest
-            MEMORY.add_files(self.seed, [(files[i].full, files[i].state, digest) for i, digest in found.items()])
+            MEMORY.add_files(self.seed, {files[i].full: (files[i].state, digest) for i, digest in found.items()})
         return files, digests
 
     def _remember(self, found: Iterable[tuple[_File, bytes | ImageError | None]]) -> None:
@@ -149,7 +149,7 @@ class Index:
 
         if settled:
             self.database.write(write)
-            MEMORY.add_files(self.seed, [(file.full, file.state, digest) for file, digest in settled])
+            MEMORY.add_files(self.seed, {file.full: (file.state, digest) for file, digest in settled})
 
 
 def digest_or_error(items: Items, row: int, seed: int) -> bytes | ImageError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -85,14 +85,13 @@ class Memory:
         """By full path, the state that a file was seen in and its digest under a seed. Compare the state."""
         return self._files.get(seed, {})
 
-    def add_files(self, seed: int, files: Iterable[tuple[str, bytes, bytes]]) -> None:
-        """Keep full paths, states and digests."""
+    def add_files(self, seed: int, files: Mapping[str, tuple[bytes, bytes]]) -> None:
+        """Keep states and digests by full path."""
         with self._lock.held():
-            new = {path: (state, digest) for path, state, digest in files}
-            if sum(map(len, self._files.values())) + len(new) > MOST_FILES:
+            if sum(map(len, self._files.values())) + len(files) > MOST_FILES:
                 self._files.clear()
-            if len(new) <= MOST_FILES:
-                self._files.setdefault(seed, {}).update(new)
+            if len(files) <= MOST_FILES:
+                self._files.setdefault(seed, {}).update(files)
 
     def clear(self) -> None:
         """Drop everything."""
