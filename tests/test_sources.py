@@ -466,12 +466,22 @@ def test_pil_image_that_is_lazy_is_read_by_many_threads(tmp_path):
         assert len(set(pool.map(items.digest, range(100)))) == 1
 
 
+def is_held(lock) -> bool:
+    """Whether another thread would have to wait for it."""
+
+    def try_to_enter() -> bool:
+        return lock.acquire(blocking=False) and not lock.release()
+
+    with ThreadPoolExecutor(1) as pool:
+        return not pool.submit(try_to_enter).result()
+
+
 def test_pil_image_is_loaded_by_one_thread_at_a_time(monkeypatch):
     image = Image.open(io.BytesIO(PNG))
     item, load, locked = as_items([image])[0], image.load, []
 
     def watched_load():
-        locked.append(item._locked().locked())
+        locked.append(is_held(item._locked()))
         return load()
 
     monkeypatch.setattr(image, "load", watched_load)
