@@ -101,6 +101,11 @@ def check_limits(ways: Mapping[str, Figures], limits: Iterable[Limit]) -> list[F
     return rows
 
 
+def is_failed(rows: Iterable[Figures], quick: bool) -> bool:
+    """Whether a limit that was measured is not met."""
+    return not quick and any(row["met"] is False for row in rows)
+
+
 def print_limits(rows: Iterable[Figures], quick: bool) -> None:
     print(f"\n{'':15}     time      CPU   limit of the time" + " (too few photos to judge)" * quick)
     for row in rows:

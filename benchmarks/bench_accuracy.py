@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 import zipfile
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from _about import about
+from _ways import DATA, WEIGHTS
 from sklearn.base import BaseEstimator
 from sklearn.feature_selection import SelectFromModel
 from sklearn.linear_model import LogisticRegression
@@ -36,9 +36,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor
-
-DATA = Path(os.environ.get("FEATX_DATA", Path(__file__).parents[2] / "shared"))
-WEIGHTS = DATA / "weights" / "squeezenet1_1-imagenet-features.safetensors"
 
 STRENGTH = 0.01  # C of every logistic regression on standardised features
 N_SEEDS, N_FOLDS, N_TEST = 3, 5, 2000

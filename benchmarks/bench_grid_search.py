@@ -28,6 +28,7 @@ from _ways import (
     check_limits,
     compare,
     count_images,
+    is_failed,
     parse_arguments,
     print_limits,
     print_table,
@@ -163,7 +164,7 @@ def main() -> None:
     if arguments.json:
         figures = {"n_photos": n_photos, "ways": ways, "limits": limits, "scores": runs["ideal"][0]["scores"]}
         arguments.json.write_text(json.dumps(figures | about(), indent=2))
-    sys.exit(not arguments.quick and not all(row["met"] for row in limits))
+    sys.exit(is_failed(limits, arguments.quick))
 
 
 if __name__ == "__main__":
