@@ -81,9 +81,9 @@ def test_head_of_nan_counts_as_none(tmp_path: Path) -> None:
 
 def test_wrong_shape_is_an_error_that_names_key_and_shapes(tmp_path: Path) -> None:
     state = dict(random_network("featx_micro").state_dict())
-    state["head.weight"] = torch.zeros(3, 256)
+    state["head.weight"] = torch.zeros(3, 224)
     path = save(state, tmp_path / "other.safetensors")
-    with pytest.raises(WeightsError, match=r"head\.weight \(3, 256\) in place of \(10, 256\)"):
+    with pytest.raises(WeightsError, match=r"head\.weight \(3, 224\) in place of \(10, 224\)"):
         PretrainedFeatureExtractor("featx_micro", weights=path).transform(IMAGES)
 
 

@@ -29,25 +29,42 @@ class Stem(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """3 x 3 convolution, an optional 2 x 2 max pool, batch normalisation, GELU."""
+    """3 x 3 convolution, 2 x 2 max pool, batch normalisation, GELU."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, downsample: bool = False) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.pool = nn.MaxPool2d(2) if downsample else nn.Identity()
+        self.pool = nn.MaxPool2d(2)
         self.norm = nn.BatchNorm2d(out_channels)
         self.activation = nn.GELU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """From (n, in_channels, ...) to (n, out_channels, ...), at half the height and width with ``downsample``."""
+        """From (n, in_channels, ...) to (n, out_channels, ...), at half the height and width."""
         return self.activation(self.norm(self.pool(self.conv(x))))
 
 
-class FeatxMicro(nn.Module):
-    """Convolutional network of 1.5 million parameters for 32 x 32 images.
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions, each batch-normalised, whose result is added to what came in; GELU."""
 
-    Seven 3 x 3 convolutions at reductions 1, 2, 4 and 8; the whitened stem and the order pool, norm, GELU follow
-    what is known to train fast on CIFAR-10 [1]_.
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.activation = nn.GELU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """From (n, channels, ...) to the same shape."""
+        inner = self.activation(self.norm1(self.conv1(x)))
+        return self.activation(x + self.norm2(self.conv2(inner)))
+
+
+class FeatxMicro(nn.Module):
+    """Residual network of 1.9 million parameters for 32 x 32 images.
+
+    Ten 3 x 3 convolutions at reductions 1, 2, 4 and 8; the whitened stem, the order pool, norm, GELU and the
+    residual blocks follow what is known to train fast on CIFAR-10 [1]_.
 
     Parameters
     ----------
@@ -56,22 +73,23 @@ class FeatxMicro(nn.Module):
 
     References
     ----------
-    .. [1] K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498, sections 3.1 to 3.4.
+    .. [1] K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498, sections 3.1 to 3.4
+           and 5.
     """
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
         self.features = nn.Sequential(
             Stem(24),
-            ConvBlock(24, 64, downsample=True),
-            ConvBlock(64, 64),
-            ConvBlock(64, 192, downsample=True),
-            ConvBlock(192, 192),
-            ConvBlock(192, 256, downsample=True),
-            ConvBlock(256, 256),
+            ConvBlock(24, 64),
+            ResidualBlock(64),
+            ConvBlock(64, 160),
+            ResidualBlock(160),
+            ConvBlock(160, 224),
+            ResidualBlock(224),
         )
         self.pool = nn.AdaptiveMaxPool2d(1)
-        self.head = nn.Linear(256, num_classes)
+        self.head = nn.Linear(224, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Class scores of shape (n, num_classes) for normalised images of shape (n, 3, 32, 32)."""

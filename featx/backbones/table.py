@@ -110,7 +110,7 @@ FAMILIES: tuple[Family, ...] = (
         trunk=("features",),
         output="head",
         stages=_features(1, 0, 2, 4),
-        channels={"featx_micro": (24, 64, 192, 256)},
+        channels={"featx_micro": (24, 64, 160, 224)},
         head=("head",),
         min_size=8,
     ),
