@@ -146,7 +146,7 @@ def test_weights_without_a_head_keep_what_can_be_read(tmp_path: Path) -> None:
 
 def test_grid_search_in_processes_computes_each_image_once(tmp_path: Path) -> None:
     extractor = PretrainedFeatureExtractor("featx_micro", batch_size=4, cache=str(tmp_path))
-    model = make_pipeline(extractor, LogisticRegression())
+    model = make_pipeline(extractor, LogisticRegression(max_iter=1000))
     X = RNG.integers(0, 256, size=(60, 32, 32, 3), dtype=np.uint8)
     grid = {"pretrainedfeatureextractor__layers": [0, 1, "penultimate"], "logisticregression__C": [0.1, 1.0]}
     GridSearchCV(model, grid, cv=3, n_jobs=4).fit(X, np.arange(60) % 2)

@@ -89,7 +89,7 @@ def test_pipeline_and_column_transformer() -> None:
     assert tuned.fit(X, Y).score(X, Y) > 0.8
     pixels = ColumnTransformer([("pixels", classifier(image_shape=(8, 8)), slice(0, 64))])
     rows = pixels.fit_transform(np.hstack([ROWS, ROWS[:, :1]]), Y)
-    assert rows.shape == (48, 256)
+    assert rows.shape == (48, 224)
     assert pixels.get_feature_names_out()[0].startswith("pixels__")
 
 

@@ -139,7 +139,9 @@ def test_dtypes_of_images_do_not_change_features() -> None:
     expected = ON_IMAGES.transform(IMAGES)
     floats = IMAGES / 255
     for X in (floats, floats.astype(np.float32), list(IMAGES)):
-        np.testing.assert_allclose(ON_IMAGES.transform(X), expected, rtol=2e-2, atol=2e-2)
+        # Bytes are resized as bytes, so rounded before the network; what counts is the row, not its smallest entry.
+        distances = np.linalg.norm(ON_IMAGES.transform(X) - expected, axis=1)
+        assert (distances < 2e-2 * np.linalg.norm(expected, axis=1)).all(), distances
 
 
 def test_no_images_is_an_error_in_scikit_learns_words() -> None:
