@@ -110,14 +110,14 @@ class Index:
 
     def _known(self, paths: Iterable[str | None]) -> tuple[dict[int, _File], list[bytes | None]]:
         """Files that are not known to this process, by position, and the digest of each path, None where unknown."""
-        seen, seen_ns, here = MEMORY.files(self.seed), time.time_ns(), os.getcwd()
+        seen, seen_ns = MEMORY.files(self.seed), time.time_ns()
         files: dict[int, _File] = {}
         digests: list[bytes | None] = []
         for path in paths:
             digest = None
             status = None if path is None else _status(path)
             if path is not None and status is not None:
-                full = path if path.startswith("/") else os.path.join(here, path)
+                full = path if path.startswith("/") else os.path.join(os.getcwd(), path)
                 state = _state(status)
                 entry = seen.get(full)
                 if entry is not None and entry[0] == state:
