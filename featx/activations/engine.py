@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ _LONE_IMAGE_VALUES = 20480
 
 # Where CUDA may round float32 to TF32, for speed.
 _TF32_BACKENDS = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+
+# On a CPU no activation becomes larger: a C library hands larger blocks back to the system at once (glibc those from
+# 32 MiB on), and getting them anew page by page costs up to half as much as the arithmetic.
+_LARGEST_BYTES = 2**25 - 2**16
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -140,15 +145,26 @@ class Recipe:
             parts = pool_together(output, slots[0].layer, [(slot.pooling, slot.grid) for slot in slots])
             return [part.flatten(1) for part in parts]
 
-        with torch.inference_mode(), network.lock, undisturbed(self.device):
-            images = self.preprocessing.finish(tiles.to(self.device))
+        def read_some(some: torch.Tensor) -> list[torch.Tensor]:
+            images = self.preprocessing.finish(some.to(self.device))
             images = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
             found = read(network.module, _in_company(images), list(by_layer), reduce)
-            return {
-                slot: part[: len(tiles)].cpu()
-                for of_layer, parts in zip(reads, found, strict=True)
-                for slot, part in zip(of_layer, parts, strict=True)
-            }
+            return [part[: len(some)].cpu() for of_layer in found for part in of_layer]
+
+        with torch.inference_mode(), network.lock, undisturbed(self.device):
+            found = [read_some(some) for some in tiles.chunk(-(-len(tiles) // self._at_once))]
+        parts = found[0] if len(found) == 1 else [torch.cat(part) for part in zip(*found, strict=True)]
+        return dict(zip((slot for of_layer in reads for slot in of_layer), parts, strict=True))
+
+    @cached_property
+    def _at_once(self) -> int:
+        """Images of a batch that pass through the network together."""
+        if torch.device(self.device).type != "cpu":
+            return 2**31
+        largest = max(
+            math.prod(shape) // 2 for call in self.architecture.calls for shape in (call.shape, call.input_shape)
+        )
+        return max(1, _LARGEST_BYTES // (largest * self.dtype.itemsize))
 
 
 def _in_company(images: torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,7 @@ class Preset:
             torch.tensor(value, dtype=torch.float32, device=tiles.device).view(-1, 1, 1)
             for value in (self.mean, self.std)
         )
-        return (tiles - mean) / std
+        return (tiles - mean).div_(std)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def collate(tiles: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _as_unit_float(tiles: torch.Tensor) -> torch.Tensor:
-    return tiles.float() / 255 if tiles.dtype == torch.uint8 else tiles.float()
+    return tiles.float().div_(255) if tiles.dtype == torch.uint8 else tiles.float()
 
 
 def _bound_aspect_ratio(image: torch.Tensor) -> torch.Tensor:
