@@ -1,6 +1,7 @@
 """How well each way to reuse a pretrained network classifies: frozen features, a trained head, fine-tuning, LP-FT.
 
-    python benchmarks/bench_accuracy.py [--cells ants-bees cifar-10/100 ...] [--quick] [--json FILE]
+    python benchmarks/bench_accuracy.py [--cells ants-bees cifar-10/100 ...] [--rates 1e-4 3e-4 ...] [--quick]
+                                        [--json FILE]
 
 squeezenet1_1 with real weights from ``$FEATX_DATA``. Cells: ants-bees (243 photos, five folds, shuffled by the seed),
 and CIFAR-10 with 10, 100 and 1,000 labels a class (drawn by the seed; tested on 2,000 images of its test part, the same
@@ -8,9 +9,11 @@ for all). Every way sees the same images for the same seed, at the same size, an
 is tuned on a cell. The table gives accuracies in percent: mean and standard deviation over the seeds, and the mean
 difference to the linear probe by seed, with its standard deviation.
 
-On two cores the whole takes hours, nearly all of it fine-tuning on ants-bees. ``--cells`` runs some, ``cifar-10``
-all three of CIFAR-10. With ``--json`` every score is written as soon as it is there, and a run that was broken off goes
-on where it was. ``--quick`` takes few images and epochs, only to show that all of it works.
+On two cores the whole takes about an hour, half of it fine-tuning on ants-bees. ``--cells`` runs some, ``cifar-10``
+all three of CIFAR-10; ``--rates`` compares learning rates of fine-tuning and LP-FT beside the linear probe, which is
+how the default was chosen (``benchmarks/accuracy.md``). With ``--json`` every score is written as soon as it is there,
+and a run that was broken off goes on where it was. ``--quick`` takes few images and epochs, only to show that all of it
+works. Two processes with OMP_NUM_THREADS=1, for some cells each, are faster than one with two threads.
 """
 
 from __future__ import annotations
@@ -59,8 +62,8 @@ class Size:
 
 
 # CIFAR-10 made larger than 32 x 32: with ten labels a class a linear probe is right in 0.34 of all cases at 64 pixels,
-# 0.47 at 128 and 0.49 at 160.
-FULL = Size(N_SEEDS, N_FOLDS, None, N_TEST, 224, 128, "auto")
+# 0.43 at 96, 0.47 at 128 and 0.49 at 160.
+FULL = Size(N_SEEDS, N_FOLDS, None, N_TEST, 128, 96, "auto")
 QUICK = Size(1, 2, 40, 100, 64, 64, 1)
 
 
@@ -130,17 +133,30 @@ def make_way(way: str, common: dict[str, Any], epochs: int | str, seed: int) -> 
         return make_pipeline(extractor, StandardScaler(), chosen, linear)
     if way == "head only":
         return FineTuneClassifier(freeze="all", linear_probe=False, **tuning)
-    return FineTuneClassifier(linear_probe=way == "LP-FT", **tuning)
+    start, _, rate = way.partition(AT)
+    return FineTuneClassifier(linear_probe=start == "LP-FT", learning_rate=float(rate) if rate else "auto", **tuning)
 
 
+AT = " at "  # between a way and its learning rate, where it is not the default
 WAYS = ("linear probe", "Head2Toe", "head only", "fine-tuning", "LP-FT")
+
+
+def ways_at(rates: list[float] | None) -> tuple[str, ...]:
+    """All ways; or the linear probe and both kinds of fine-tuning at several learning rates."""
+    if rates is None:
+        return WAYS
+    return (WAYS[0], *(f"{way}{AT}{rate:g}" for way in ("fine-tuning", "LP-FT") for rate in rates))
 
 
 # All of them.
 
 
 def measure(
-    cells: list[str], size: Size, known: dict[str, dict[str, float]], keep: Callable[[dict[str, Any]], None]
+    cells: list[str],
+    ways: tuple[str, ...],
+    size: Size,
+    known: dict[str, dict[str, float]],
+    keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, dict[str, float]]:
     """Accuracy and seconds by "cell, way, seed", those known left as they are."""
     runs = dict(known)
@@ -151,7 +167,7 @@ def measure(
             common = {"backbone": "squeezenet1_1", "weights": WEIGHTS, "image_size": image_size, "cache": store}
             parts = None
             for seed in range(size.n_seeds):
-                for way in WAYS:
+                for way in ways:
                     if f"{cell}, {way}, {seed}" in runs:
                         continue
                     parts = parts or CELLS[cell](size)
@@ -164,12 +180,14 @@ def measure(
     return runs
 
 
-def summarise(runs: dict[str, dict[str, float]], cells: list[str], n_seeds: int) -> list[dict[str, Any]]:
+def summarise(
+    runs: dict[str, dict[str, float]], cells: list[str], ways: tuple[str, ...], n_seeds: int
+) -> list[dict[str, Any]]:
     """One row for each cell and way."""
     rows = []
     for cell in cells:
-        base = np.array([runs[f"{cell}, {WAYS[0]}, {seed}"]["accuracy"] for seed in range(n_seeds)])
-        for way in WAYS:
+        base = np.array([runs[f"{cell}, {ways[0]}, {seed}"]["accuracy"] for seed in range(n_seeds)])
+        for way in ways:
             of_way = [runs[f"{cell}, {way}, {seed}"] for seed in range(n_seeds)]
             accuracies = np.array([run["accuracy"] for run in of_way])
             rows.append(
@@ -192,12 +210,12 @@ def spread(values: np.ndarray) -> float:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    print(f"{'cell':14} {'way':14} accuracy   over the probe   seconds")
+    print(f"{'cell':14} {'way':19} accuracy   over the probe   seconds")
     for row in rows:
         accuracy, deviation, gain, gain_deviation = (
             100 * row[name] for name in ("accuracy", "spread", "gain", "gain_spread")
         )
-        print(f"{row['cell']:14} {row['way']:14} {accuracy:4.1f} ± {deviation:3.1f}", end=" ")
+        print(f"{row['cell']:14} {row['way']:19} {accuracy:4.1f} ± {deviation:3.1f}", end=" ")
         print(f"{gain:+8.1f} ± {gain_deviation:3.1f} {row['seconds']:10.1f}")
 
 
@@ -211,6 +229,7 @@ def chosen_cells(names: list[str] | None, quick: bool) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", nargs="+", help=f"only these of {', '.join(CELLS)}")
+    parser.add_argument("--rates", nargs="+", type=float, help="learning rates to compare")
     parser.add_argument("--quick", action="store_true", help="few images, one epoch, one seed")
     parser.add_argument("--json", type=Path, help="where to write the figures, and to go on from")
     arguments = parser.parse_args()
@@ -228,8 +247,9 @@ def main() -> None:
             figures = {"settings": settings, "runs": runs, **more}
             arguments.json.write_text(json.dumps(figures | about(), indent=2))
 
-    runs = measure(cells, size, known, keep)
-    rows = summarise(runs, cells, size.n_seeds)
+    ways = ways_at(arguments.rates)
+    runs = measure(cells, ways, size, known, keep)
+    rows = summarise(runs, cells, ways, size.n_seeds)
     keep(runs, table=rows)
     if arguments.quick:
         print("Too few images and epochs to judge.\n")

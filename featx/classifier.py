@@ -61,7 +61,8 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
     optimizer : {"adamw", "adam", "sgd"}, default="adamw"
         SGD has momentum 0.9.
     learning_rate : float or "auto", default="auto"
-        Peak for the head. ``"auto"`` is 1e-3 where only the head trains and 1e-4 otherwise (SGD: ten times as much).
+        Peak for the head. ``"auto"`` is 1e-3; where more than the head trains and the head starts from a probe, 1e-5
+        times the square root of the number of images, at least 1e-4 and at most 3e-4. SGD takes ten times as much.
     layer_decay : float, default=0.75
         What the learning rate is multiplied by for every stage further from the head.
     weight_decay : float, default=0.01
@@ -103,7 +104,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
     device, precision, n_jobs, cache, verbose : as in :class:`PretrainedFeatureExtractor`
         Half precision is mixed: the weights that train stay float32. ``verbose=1`` shows epochs too.
     batch_size : int, default=32
-        Images per training step, and per forward pass. It changes what is learnt.
+        Images per training step. It changes what is learnt.
     random_state : int, RandomState or None, default=None
         Decides the head's start, the order of the images, views, dropout and the held-out images. The same int gives
         the same result, bit for bit on one CPU with as many threads. An int is also the seed of ``weights=None``.

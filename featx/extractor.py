@@ -84,7 +84,8 @@ class PretrainedFeatureExtractor(TransformerMixin, NetworkEstimator):  # type: i
     precision : {"float32", "bfloat16", "float16"}, default="float32"
         Of the network; features are float32 in any case. Half precision changes them by about 1e-2 of their norm.
     batch_size : int, default=32
-        Images per forward pass. Changes speed and memory, never a result.
+        Images decoded and computed together; on a CPU they pass through the network in smaller pieces where that is
+        faster. Changes speed and memory, never a result.
     n_jobs : int or None, default=None
         Decoding threads; None means as many as torch uses, -1 all cores. Changes speed, never a result.
     cache : None, True, str, path or FeatureStore, default=None

@@ -16,7 +16,7 @@ from featx.activations.pooling import pool_together
 from featx.activations.taps import read
 from featx.backbones.layers import Architecture, Layer
 from featx.backbones.networks import Network, NetworkSpec
-from featx.exceptions import ImageError, WeightsError
+from featx.exceptions import ImageError, LayerError, WeightsError
 from featx.images.loading import iter_batches
 from featx.images.preprocessing import Preprocessing
 from featx.images.sources import Items
@@ -27,9 +27,9 @@ _LONE_IMAGE_VALUES = 20480
 # Where CUDA may round float32 to TF32, for speed.
 _TF32_BACKENDS = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
 
-# On a CPU no activation becomes larger: a C library hands larger blocks back to the system at once (glibc those from
-# 32 MiB on), and getting them anew page by page costs up to half as much as the arithmetic.
-_LARGEST_BYTES = 2**25 - 2**16
+# On a CPU a batch is cut until no module's output is larger: a C library hands larger blocks back to the system at once
+# (glibc those from 32 MiB on), and getting them anew page by page costs up to half as much as the arithmetic.
+_LARGEST_BYTES, _FEWEST_AT_ONCE, _ALL = 2**25 - 2**16, 4, 2**31
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -147,8 +147,10 @@ class Recipe:
 
         def read_some(some: torch.Tensor) -> list[torch.Tensor]:
             images = self.preprocessing.finish(some.to(self.device))
-            images = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
-            found = read(network.module, _in_company(images), list(by_layer), reduce)
+            images = _in_company(images.to(self.dtype)).contiguous(memory_format=torch.channels_last)
+            found = read(network.module, images, list(by_layer), reduce)
+            for layer, parts in zip(by_layer, found, strict=True):
+                check_rows(layer, parts[0], len(images))
             return [part[: len(some)].cpu() for of_layer in found for part in of_layer]
 
         with torch.inference_mode(), network.lock, undisturbed(self.device):
@@ -158,19 +160,32 @@ class Recipe:
 
     @cached_property
     def _at_once(self) -> int:
-        """Images of a batch that pass through the network together."""
-        if torch.device(self.device).type != "cpu":
-            return 2**31
-        largest = max(
-            math.prod(shape) // 2 for call in self.architecture.calls for shape in (call.shape, call.input_shape)
-        )
-        return max(1, _LARGEST_BYTES // (largest * self.dtype.itemsize))
+        """Images of a batch that pass through the network together; all where smaller pieces would leave cores idle."""
+        calls = self.architecture.calls
+        largest = max(math.prod(shape) // 2 for call in calls for shape in (call.shape, call.input_shape))
+        fit = _LARGEST_BYTES // (largest * self.dtype.itemsize)
+        on_cpu = torch.device(self.device).type == "cpu"
+        return fit if on_cpu and fit >= max(_FEWEST_AT_ONCE, torch.get_num_threads()) else _ALL
 
 
 def _in_company(images: torch.Tensor) -> torch.Tensor:
     """A lone small image twice: torch convolves it by another routine than a batch, with other rounding."""
     lone = len(images) == 1 and images.numel() <= _LONE_IMAGE_VALUES
-    return images.expand(2, -1, -1, -1) if lone else images
+    return torch.cat([images, images]) if lone else images
+
+
+def check_rows(layer: Layer, part: torch.Tensor, n: int) -> None:
+    """Raise where a layer did not put out one row per image.
+
+    Raises
+    ------
+    LayerError
+    """
+    if len(part) != n:
+        raise LayerError(
+            f"Layers with one row per image are expected, got layer {layer.label!r} with {len(part)} rows for {n} "
+            "images. Read another layer."
+        )
 
 
 def n_threads(n_jobs: int | None) -> int:

@@ -74,7 +74,7 @@ class FeatxMicro(nn.Module):
     References
     ----------
     .. [1] K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv 2404.00498, sections 3.1 to 3.4
-           and 5.
+           and 4.
     """
 
     def __init__(self, num_classes: int = 10) -> None:
