@@ -101,8 +101,11 @@ class Loop:
     def __post_init__(self) -> None:
         settings = self.settings
         self._draws = Draws(settings.seed, settings.device)
-        # Gradients of float16 would vanish below 6e-8.
-        self._scaler = torch.amp.GradScaler(settings.device, enabled=settings.precision == "float16")
+        # Gradients of float16 would vanish below 6e-8. Steps that overflow are left out; torch's first scale, 64 times
+        # this one, costs the first steps of most fits, which may have few.
+        self._scaler = torch.amp.GradScaler(
+            settings.device, init_scale=2.0**10, enabled=settings.precision == "float16"
+        )
         self._order = torch.Generator().manual_seed(settings.seed)
         self._mixing = np.random.default_rng(settings.seed)
         self._codes = torch.from_numpy(self.targets.codes).to(
