@@ -4,8 +4,8 @@
     python examples/demo.py --photos FOLDER        # your own photos: one subfolder per class
 
 Every choice (layer, pooling, grid, regularisation) is made by cross-validation on the labelled part alone; what is
-printed is the accuracy on images that no choice has seen. Runs offline with the embedded network, about three
-and a half minutes on two cores.
+printed is the accuracy on images that no choice has seen. Runs offline with the embedded network, two to five
+minutes on two cores.
 """
 
 from __future__ import annotations
