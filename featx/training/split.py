@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import threading
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx, nn
 
 from featx.activations.taps import read
+from featx.backbones.graph import graph_of
 from featx.backbones.layers import Architecture, Layer
 from featx.backbones.networks import NetworkSpec
 from featx.exceptions import LayerError
@@ -139,12 +137,7 @@ class _Traced:
     """A network as a graph, with the values that its modules return and take."""
 
     def __init__(self, module: nn.Module) -> None:
-        tracer = _Tracer()
-        with _TRACING.held():
-            self._module, self._graph = module, tracer.trace(module)
-        self._returned, self._given = tracer.returned, tracer.given
-        (output,) = (node for node in self._graph.nodes if node.op == "output")
-        self._returned[module, 1] = _first_node(output.args)
+        self._module, self._graph = module, graph_of(module)
 
     def node_of(self, layer: Layer) -> fx.Node:
         """Where a layer's values come from.
@@ -155,7 +148,7 @@ class _Traced:
             It lies inside what the graph treats as one operation.
         """
         child = self._module.get_submodule(layer.name)
-        node = (self._given if layer.side == "input" else self._returned).get((child, layer.call))
+        node = (self._graph.given if layer.side == "input" else self._graph.returned).get((child, layer.call))
         if node is None:
             raise LookupError(f"{layer.label} lies inside of an operation that cannot be traced")
         return node
@@ -176,7 +169,7 @@ class _Traced:
         """The last layer up to ``frozen`` through which all that reaches ``attach`` passes."""
         end, order = self.node_of(attach), {node: i for i, node in enumerate(self._graph.nodes)}
         last = order[self.node_of(frozen)]
-        nodes = {node: key for key, node in self._returned.items() if node is not None and order[node] <= last}
+        nodes = {node: key for key, node in self._graph.returned.items() if node is not None and order[node] <= last}
         names = {child: name for name, child in self._module.named_modules()}
         for node in sorted(nodes, key=order.__getitem__, reverse=True):
             child, call = nodes[node]
@@ -216,51 +209,6 @@ class _Traced:
                 if node is not stop:
                     waiting += node.all_input_nodes
         return found
-
-
-# While a network is traced, torch.fx has every module of the process call the tracer.
-_TRACING = ForkSafeLock()
-
-
-class _Tracer(fx.Tracer):
-    """Notes what every call of a module takes and returns; torchvision's operations stay whole, as torch's do.
-
-    Networks that other threads run meanwhile are let through.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.returned: dict[tuple[nn.Module, int], fx.Node | None] = {}
-        self.given: dict[tuple[nn.Module, int], fx.Node | None] = {}
-        self._calls: defaultdict[nn.Module, int] = defaultdict(int)
-        self._thread = threading.get_ident()
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if threading.get_ident() != self._thread:
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        operation = type(m).__module__.startswith("torchvision.ops") and not isinstance(m, nn.Sequential)
-        return operation or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if threading.get_ident() != self._thread:
-            return forward(*args, **kwargs)
-        out = super().call_module(m, forward, args, kwargs)
-        self._calls[m] += 1
-        key = m, self._calls[m]
-        self.returned[key], self.given[key] = _first_node(out), _first_node((args, kwargs))
-        return out
-
-
-def _first_node(value: Any) -> fx.Node | None:
-    if isinstance(value, fx.Proxy):
-        return value.node
-    if isinstance(value, fx.Node):
-        return value
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
-    return next((node for node in map(_first_node, parts) if node is not None), None)
 
 
 class _Whole(nn.Module):
