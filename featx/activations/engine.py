@@ -148,12 +148,13 @@ class Recipe:
         def read_some(some: torch.Tensor) -> list[torch.Tensor]:
             images = self.preprocessing.finish(some.to(self.device))
             images = _in_company(images.to(self.dtype)).contiguous(memory_format=torch.channels_last)
-            found = read(network.module, images, list(by_layer), reduce)
+            found = read(module, images, list(by_layer), reduce)
             for layer, parts in zip(by_layer, found, strict=True):
                 check_rows(layer, parts[0], len(images))
             return [part[: len(some)].cpu() for of_layer in found for part in of_layer]
 
         with torch.inference_mode(), network.lock, undisturbed(self.device):
+            module = network.reading(by_layer)
             found = [read_some(some) for some in tiles.chunk(-(-len(tiles) // self._at_once))]
         parts = found[0] if len(found) == 1 else [torch.cat(part) for part in zip(*found, strict=True)]
         return dict(zip((slot for of_layer in reads for slot in of_layer), parts, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
@@ -14,7 +14,8 @@ from torch import nn
 
 from featx.backbones.catalogue import Backbone, resolve_backbone
 from featx.backbones.fingerprint import fingerprint
-from featx.backbones.layers import Architecture
+from featx.backbones.folding import Folded, fold
+from featx.backbones.layers import Architecture, Layer
 from featx.backbones.table import Family
 from featx.backbones.tracing import trace, with_measured_layouts
 from featx.backbones.weights import (
@@ -61,6 +62,19 @@ class Network:
     def fingerprint(self) -> str:
         """Digest of architecture and weights."""
         return fingerprint(self.module)
+
+    def reading(self, layers: Iterable[Layer]) -> nn.Module:
+        """What to run to read some layers: with BatchNorm folded into convolutions, unless a layer lies between them.
+
+        To be called while ``lock`` is held.
+        """
+        hidden = self._folded.hidden
+        between = any((layer.name, layer.call, layer.side) in hidden for layer in layers)
+        return self.module if between else self._folded.module
+
+    @cached_property
+    def _folded(self) -> Folded:
+        return fold(self.module)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def trace(module: nn.Module, shape: tuple[int, int, int]) -> tuple[Call, ...]:
         The network does not take images of that shape.
     """
     try:
-        return _run(_copy_to_meta(module), torch.empty(2, *shape, dtype=torch.float32, device="meta"))
+        return _run(copy_to_meta(module), torch.empty(2, *shape, dtype=torch.float32, device="meta"))
     except Exception as error:
         if any(parameter.is_meta for parameter in module.parameters()):
             raise _refused(module, shape, error) from error
@@ -102,7 +102,7 @@ def with_measured_layouts(calls: tuple[Call, ...], module: nn.Module, shape: tup
     channels, height, width = shape
     try:
         larger = _run(
-            _copy_to_meta(module), torch.empty(2, channels, 2 * height, 2 * width, dtype=torch.float32, device="meta")
+            copy_to_meta(module), torch.empty(2, channels, 2 * height, 2 * width, dtype=torch.float32, device="meta")
         )
     except Exception:  # a size that it does not take
         return calls
@@ -121,7 +121,8 @@ def _measured(shape: tuple[int, ...], larger: tuple[int, ...], layout: str) -> s
     return "NCHW" if grown == [2, 3] else "NHWC" if grown == [1, 2] else layout
 
 
-def _copy_to_meta(module: nn.Module) -> nn.Module:
+def copy_to_meta(module: nn.Module) -> nn.Module:
+    """A copy of the structure, whose tensors have shapes and no values."""
     # The memo makes deepcopy take empty tensors in place of copying the weights.
     tensors = [*module.parameters(), *module.buffers()]
     return copy.deepcopy(module, {id(tensor): _empty_like(tensor) for tensor in tensors})
