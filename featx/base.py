@@ -37,6 +37,7 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[mis
         "pixel_range": [StrOptions({"auto"}), tuple, list],
         "preprocess": [str, callable, None],
         "image_size": [Interval(Integral, 1, None, closed="left"), None],
+        "decode": [StrOptions({"exact", "fast"})],
         "max_pixels": [Interval(Integral, 1, None, closed="left")],
         "on_error": [StrOptions({"raise", "nan"})],
         "device": [str, None],
@@ -55,7 +56,7 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[mis
             cls._param_names = super()._get_param_names()
         return [*cls._param_names]
 
-    def _items(self, X: Any, *, reset: bool) -> Items:
+    def _items(self, X: Any, *, reset: bool, in_full: bool = False) -> Items:
         if self.image_shape is not None:
             finite = self.on_error == "raise"
             X = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=finite)
@@ -68,7 +69,15 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[mis
             pixel_range=self.pixel_range,
             max_pixels=self.max_pixels,
             raw=self.preprocess is None,
+            short_side=None if in_full or self.decode == "exact" else self._short_side(),
         )
+
+    def _short_side(self) -> int | None:
+        """Pixels of an image's shorter side that the preprocessing needs; None where that is not known."""
+        from featx.images.preprocessing import Preset
+
+        preprocessing = self._preprocessing(self._spec())
+        return preprocessing.resize if isinstance(preprocessing, Preset) else None
 
     def _spec(self) -> NetworkSpec:
         from featx.backbones.networks import network_spec

@@ -39,12 +39,11 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         behind it in the network is dropped.
     pooling, grid, normalize : as in :class:`PretrainedFeatureExtractor`
         How a spatial or token layer becomes the row that the head reads.
-    image_shape, pixel_range, preprocess, image_size, max_pixels : as in :class:`PretrainedFeatureExtractor`
-        What X is, and how it becomes the network's input.
+    image_shape, pixel_range, preprocess, image_size, decode, max_pixels : as in :class:`PretrainedFeatureExtractor`
+        What X is, and how it becomes the network's input. Views of ``augment`` are made from images read in full.
     on_error : {"raise", "nan"}, default="raise"
         An unreadable image raises an error that names its row and file. With ``"nan"`` ``fit`` leaves it out, with one
-        warning, and ``predict_proba`` and ``transform`` give a row of NaN; ``predict``, which has no such label, still
-        raises.
+        warning, ``predict_proba`` and ``transform`` give a row of NaN, and ``predict``, without such a label, raises.
     freeze : int, "all" or str, default=0
         How much of the network stays as it was: a number of stages counted from the input (negative leaves the last n
         trainable), ``"all"`` (only the head trains), or a module's name (up to and including it). More is faster and
@@ -153,6 +152,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         pixel_range: str | tuple[float, float] = "auto",
         preprocess: str | Callable[[Any], Any] | None = "weights",
         image_size: int | None = None,
+        decode: str = "exact",
         max_pixels: int = MAX_PIXELS,
         on_error: str = "raise",
         freeze: int | str = 0,
@@ -196,6 +196,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         self.pixel_range = pixel_range
         self.preprocess = preprocess
         self.image_size = image_size
+        self.decode = decode
         self.max_pixels = max_pixels
         self.on_error = on_error
         self.freeze = freeze
@@ -255,7 +256,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         from featx.training.targets import Labels
 
         start = self.tensors_ if self.warm_start and hasattr(self, "tensors_") else None
-        items = self._items(X, reset=True)
+        items = self._items(X, reset=True, in_full=self.augment is not None)
         labels = Labels.of(type(self).__name__, y)
         same_kind = start is None or self._multilabel == (labels.codes.ndim == 2)
         if start is not None and not (same_kind and np.array_equal(labels.classes, self.classes_)):
@@ -287,7 +288,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         first = not hasattr(self, "tensors_")
         if first and classes is None and not is_multilabel(y):
             raise ValueError("All labels are expected in the first call of partial_fit, got classes=None. Pass them.")
-        items = self._items(X, reset=first)
+        items = self._items(X, reset=first, in_full=self.augment is not None)
         labels = Labels.of(type(self).__name__, y, classes if first else self.classes_)
         if not first and (labels.codes.ndim == 2, len(labels.classes)) != (self._multilabel, len(self.classes_)):
             raise ValueError(f"Labels as in the first call are expected: {len(self.classes_)} classes.")

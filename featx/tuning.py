@@ -40,7 +40,7 @@ _PROBE_C = 0.01
 # Parameters that decide what a fitted network is.
 _DECIDING = (
     *("backbone", "weights", "layers", "pooling", "grid", "normalize", "preprocess", "image_size", "image_shape"),
-    *("pixel_range", "freeze", "hidden_layer_sizes", "random_state"),
+    *("pixel_range", "decode", "freeze", "hidden_layer_sizes", "random_state"),
 )
 _BUILDING = ForkSafeLock()
 
@@ -257,7 +257,7 @@ class TunedEstimator(NetworkEstimator):
         """Rows of the images that can be read; all of them where others are to raise."""
         if self.on_error == "raise":
             return np.arange(len(items))
-        from featx.images.sources import readable_rows
+        from featx.images.loading import readable_rows
 
         return np.asarray(readable_rows(items), dtype=int)
 

@@ -99,17 +99,20 @@ class Extraction:
             return None
         session = Session(self.store, memory)
         try:
-            description = describe_recipe(self.recipe, self.max_pixels, session)
+            description = self._description(session)
         except NoKey as reason:
             warn_once(self.store, f"Features are not kept in {self.store}: {reason}.")
             return None
         session.open_recipe(key_of(description), description)
 
         def check() -> None:
-            if describe_recipe(self.recipe, self.max_pixels, session) != description:
+            if self._description(session) != description:
                 raise WeightsError(f"{self.recipe.spec.weights.name!r} changed while it was read. Call again.")
 
         return KeptRecipe(self.recipe, session, slots, tick=tick, check=check, **self._how)
+
+    def _description(self, session: Session) -> str:
+        return describe_recipe(self.recipe, self.max_pixels, self.items.short_side, session)
 
     @contextmanager
     def _counting(self) -> Iterator[tuple[_Tick, list[ImageError]]]:

@@ -64,8 +64,8 @@ class KeptRecipe:
         """Yield the features of the items in order, in blocks of at most ``most_rows``."""
         for start, lookup in self._lookups(items, most_rows):
             rows = np.full((len(lookup.places), *self.recipe.plan.shape), np.nan, dtype=np.float32)
-            known = [row for row in range(len(rows)) if row not in lookup.errors]
-            if known:
+            known = np.setdiff1d(np.arange(len(rows)), list(lookup.errors))
+            if len(known):
                 places = lookup.places[known]
                 rows[known] = self.recipe.plan.join([part[places] for part in lookup.parts])
             yield Block(start, start + len(rows), rows, [lookup.errors[row] for row in sorted(lookup.errors)])
@@ -225,15 +225,15 @@ class _Lookup:
     def of(cls, items: Items, digests: Sequence[bytes | ImageError], columns: Sequence[Column]) -> _Lookup:
         place_of: dict[bytes, int] = {}
         rows: list[int] = []
-        places = np.full(len(digests), -1)
+        places: list[int] = []
         for row, digest in enumerate(digests):
-            if isinstance(digest, bytes):
-                places[row] = place_of.setdefault(digest, len(rows))
-                if places[row] == len(rows):
-                    rows.append(row)
+            place = place_of.setdefault(digest, len(rows)) if isinstance(digest, bytes) else -1
+            if place == len(rows):
+                rows.append(row)
+            places.append(place)
         parts = [np.empty((len(rows), column.width), dtype=np.float32) for column in columns]
         errors = {row: digest for row, digest in enumerate(digests) if isinstance(digest, ImageError)}
-        return cls(items, place_of, rows, places, parts, errors)
+        return cls(items, place_of, rows, np.array(places, dtype=np.intp), parts, errors)
 
     def digests_of(self, rows: Sequence[int]) -> list[bytes]:
         return [self.digests[self.places[row]] for row in rows]

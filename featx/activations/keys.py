@@ -24,7 +24,7 @@ class NoKey(Exception):
     """Nothing tells what the features depend on; the message says what is missing."""
 
 
-def describe_recipe(recipe: Recipe, max_pixels: int, session: Session) -> str:
+def describe_recipe(recipe: Recipe, max_pixels: int, short_side: int | None, session: Session) -> str:
     """The recipe in words that differ wherever features can.
 
     Raises
@@ -32,12 +32,13 @@ def describe_recipe(recipe: Recipe, max_pixels: int, session: Session) -> str:
     NoKey
         The preprocessing is a callable without ``cache_key``, or the network has hooks.
     """
+    decoding = (POLICY, max_pixels, PIL.__version__, torchvision.__version__, ImageFile.LOAD_TRUNCATED_IMAGES)
     parts = {
         "network": _network(recipe, session),
         "preprocess": _preprocessing(recipe),
         "input": recipe.architecture.shape,
         "precision": recipe.precision,
-        "decoding": (POLICY, max_pixels, PIL.__version__, torchvision.__version__, ImageFile.LOAD_TRUNCATED_IMAGES),
+        "decoding": decoding if short_side is None else (*decoding, short_side),
         "schema": _SCHEMA,
     }
     return "; ".join(f"{name}: {value}" for name, value in parts.items())

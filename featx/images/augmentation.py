@@ -123,6 +123,11 @@ class AugmentedItems(Items):
         """Whether digests tell all that pixels depend on."""
         return self._augmentation.key is not None
 
+    @property
+    def short_side(self) -> int | None:
+        """As of the items."""
+        return self._items.short_side
+
     def load(self, row: int) -> torch.Tensor:
         """Pixels of one view."""
         view, of_item = self._at(row)

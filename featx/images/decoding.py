@@ -63,7 +63,7 @@ _UPRIGHT: dict[Any, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def decode(data: bytes, *, max_pixels: int) -> torch.Tensor:
+def decode(data: bytes, *, max_pixels: int, short_side: int | None = None) -> torch.Tensor:
     """RGB pixels of an encoded image.
 
     The picture is turned upright (EXIF orientation), transparency is laid over white, 16-bit values are scaled, and of
@@ -75,6 +75,9 @@ def decode(data: bytes, *, max_pixels: int) -> torch.Tensor:
         Content of an image file.
     max_pixels : int
         Width times height above which the image is refused before its pixels are decoded.
+    short_side : int or None, default=None
+        Pixels that are enough for the shorter side: a JPEG is read at the smallest of the scales 1, 1/2, 1/4 and 1/8
+        that leaves as many, for which libjpeg evaluates only the low frequencies [1]_. None reads it in full.
 
     Returns
     -------
@@ -85,6 +88,10 @@ def decode(data: bytes, *, max_pixels: int) -> torch.Tensor:
     ------
     UnreadableImage
         With the reason in plain words.
+
+    References
+    ----------
+    .. [1] libjpeg.txt of the Independent JPEG Group, "Decompression parameter selection" (scale_num, scale_denom).
     """
     if not data:
         raise UnreadableImage("empty file")
@@ -97,7 +104,7 @@ def decode(data: bytes, *, max_pixels: int) -> torch.Tensor:
         raise UnreadableImage(f"a drawing ({image.format}), not a picture made of pixels")
     _check_size(image.size, max_pixels)
     with _plain_reasons(kind or image.format):
-        pixels = _decode_with_torchvision(data, image)
+        pixels = None if _is_drafted(image, short_side) else _decode_with_torchvision(data, image)
         if pixels is None:
             pixels = _decode_with_pillow(data, image)
         return _upright(pixels, _orientation(image))
@@ -236,6 +243,13 @@ def _reason(error: Exception, kind: str | None) -> str:
     if kind is not None:
         return f"truncated or damaged {kind}"
     return "not an image file" if isinstance(error, UnidentifiedImageError) else str(error)
+
+
+def _is_drafted(image: Image.Image, short_side: int | None) -> bool:
+    """Whether Pillow will read an image at a smaller scale, which it is now set to."""
+    if short_side is None or image.format not in ("JPEG", "MPO") or min(image.size) < 2 * short_side:
+        return False
+    return image.draft(None, (short_side, short_side)) is not None
 
 
 def _orientation(image: Image.Image) -> int | None:

@@ -60,10 +60,11 @@ class Item(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PathItem:
-    """A picture in a file."""
+    """A picture in a file; see :func:`featx.images.decoding.decode` for the options."""
 
     path: str | os.PathLike[str]
     max_pixels: int
+    short_side: int | None = None
 
     stretch = False
 
@@ -74,7 +75,7 @@ class PathItem:
 
     def load(self) -> torch.Tensor:
         """Decode the file."""
-        return _decode(self._read(), self.max_pixels)
+        return self._decoded(self._read())
 
     def digest(self, seed: int = 0) -> bytes:
         """Digest of the file's bytes."""
@@ -83,7 +84,10 @@ class PathItem:
     def load_with_digest(self, seed: int) -> tuple[torch.Tensor, bytes]:
         """Pixels and digest of the same bytes, whoever writes to the file meanwhile."""
         data = self._read()
-        return _decode(data, self.max_pixels), _digest(seed, "file", data)
+        return self._decoded(data), _digest(seed, "file", data)
+
+    def _decoded(self, data: bytes) -> torch.Tensor:
+        return _decode(data, self.max_pixels, self.short_side)
 
     def _read(self) -> bytes:
         if _URL.match(self.source):
@@ -106,17 +110,18 @@ class PathItem:
 
 @dataclass(frozen=True, slots=True)
 class BytesItem:
-    """A picture as the bytes of an image file."""
+    """A picture as the bytes of an image file; options as of a :class:`PathItem`."""
 
     data: bytes
     max_pixels: int
+    short_side: int | None = None
 
     source = None
     stretch = False
 
     def load(self) -> torch.Tensor:
         """Decode the bytes."""
-        return _decode(self.data, self.max_pixels)
+        return _decode(self.data, self.max_pixels, self.short_side)
 
     def digest(self, seed: int = 0) -> bytes:
         """Digest of the bytes, the same as that of a file with this content."""
@@ -235,7 +240,9 @@ class BrokenItem:
         raise UnreadableImage(self.reason)
 
 
-def item_from(element: Any, *, pixel_range: PixelRange, max_pixels: int, raw: bool) -> Item:
+def item_from(
+    element: Any, *, pixel_range: PixelRange, max_pixels: int, raw: bool, short_side: int | None = None
+) -> Item:
     """The item for one element of X, whatever the element is.
 
     Parameters
@@ -248,6 +255,8 @@ def item_from(element: Any, *, pixel_range: PixelRange, max_pixels: int, raw: bo
         Size limit of encoded and Pillow images.
     raw : bool
         Whether arrays and tensors are taken as they are.
+    short_side : int or None, default=None
+        Pixels that are enough for encoded images.
 
     Returns
     -------
@@ -255,9 +264,9 @@ def item_from(element: Any, *, pixel_range: PixelRange, max_pixels: int, raw: bo
         Nothing has been read yet.
     """
     if isinstance(element, str | os.PathLike):
-        return PathItem(element, max_pixels)
+        return PathItem(element, max_pixels, short_side)
     if isinstance(element, bytes | bytearray | memoryview):
-        return BytesItem(bytes(element), max_pixels)
+        return BytesItem(bytes(element), max_pixels, short_side)
     if is_a(element, "PIL.Image", "Image"):
         return PILItem(element, max_pixels)
     if isinstance(element, np.ndarray) or is_a(element, "torch", "Tensor"):
@@ -293,10 +302,10 @@ def _is_missing(element: object) -> bool:
     return False
 
 
-def _decode(data: bytes, max_pixels: int) -> torch.Tensor:
+def _decode(data: bytes, max_pixels: int, short_side: int | None) -> torch.Tensor:
     from featx.images.decoding import decode
 
-    return decode(data, max_pixels=max_pixels)
+    return decode(data, max_pixels=max_pixels, short_side=short_side)
 
 
 def _digest(seed: int, kind: str, content: bytes | memoryview) -> bytes:

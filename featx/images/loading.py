@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -119,6 +120,20 @@ def shape_of_first(items: Items, tile: Callable[[torch.Tensor, bool], torch.Tens
             channels, height, width = first.shape
             return channels, height, width
     return None
+
+
+def readable_rows(items: Items) -> list[int]:
+    """Positions of the items that can be read; one warning counts the others."""
+    errors: dict[int, ImageError] = {}
+    for row in range(len(items)):
+        try:
+            items.load(row)
+        except ImageError as error:
+            errors[row] = error
+    if errors:
+        count = f"{len(errors)} of {len(items)} images could not be read and are left out."
+        warnings.warn(f"{count} The first: {next(iter(errors.values()))}", UserWarning, stacklevel=4)
+    return [row for row in range(len(items)) if row not in errors]
 
 
 def _batch(rows: Sequence[int], tiles: list[Tile], on_error: str) -> Batch:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import numbers
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn, overload
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 MAX_PIXELS = 178956970  # what Pillow takes for the limit between a photo and an attack
+
+_PATHS = (str, os.PathLike)
 
 _ACCEPTED = (
     "a list, array, Series or one-column frame of paths, bytes, PIL images or arrays, an (n, height, width[, "
@@ -37,7 +38,7 @@ class Items(Sequence[Item]):
     rows : sequence of int or None, default=None
         Which elements, None for all.
     **options
-        `image_shape` (complete), `pixel_range`, `max_pixels` and `raw` as in :func:`as_items`.
+        `image_shape` (complete), `pixel_range`, `max_pixels`, `raw` and `short_side` as in :func:`as_items`.
     """
 
     def __init__(self, elements: Any, rows: Sequence[int] | None = None, **options: Any) -> None:
@@ -61,6 +62,12 @@ class Items(Sequence[Item]):
     def is_keyed(self) -> bool:
         """Whether digests tell all that pixels depend on."""
         return True
+
+    @property
+    def short_side(self) -> int | None:
+        """Pixels that are enough for encoded images; None where they are read in full."""
+        found: int | None = self._options["short_side"]
+        return found
 
     def take(self, rows: Iterable[int]) -> Items:
         """Some of the items, in the order asked for."""
@@ -105,7 +112,7 @@ class Items(Sequence[Item]):
         """Path of every item that is a file, None for the others; faster than making the items."""
         for row in self._rows:
             element = self._elements[row]
-            yield os.fsdecode(element) if isinstance(element, str | os.PathLike) else None
+            yield os.fsdecode(element) if isinstance(element, _PATHS) else None
 
     def original_row(self, row: int) -> int:
         """Position of an item in the X that this sequence was first made of."""
@@ -144,20 +151,6 @@ class Items(Sequence[Item]):
         raise ImageError(message, row=original, source=item.source) from error
 
 
-def readable_rows(items: Items) -> list[int]:
-    """Positions of the items that can be read; one warning counts the others."""
-    errors: dict[int, ImageError] = {}
-    for row in range(len(items)):
-        try:
-            items.load(row)
-        except ImageError as error:
-            errors[row] = error
-    if errors:
-        count = f"{len(errors)} of {len(items)} images could not be read and are left out."
-        warnings.warn(f"{count} The first: {next(iter(errors.values()))}", UserWarning, stacklevel=4)
-    return [row for row in range(len(items)) if row not in errors]
-
-
 def as_items(
     X: Any,
     *,
@@ -165,6 +158,7 @@ def as_items(
     pixel_range: PixelRange = "auto",
     max_pixels: int = MAX_PIXELS,
     raw: bool = False,
+    short_side: int | None = None,
 ) -> Items:
     """X as a sequence of items.
 
@@ -184,6 +178,8 @@ def as_items(
         Width times height above which an encoded image is refused before it is decoded.
     raw : bool, default=False
         Whether X holds what the network takes: only arrays and tensors, given on as they are.
+    short_side : int or None, default=None
+        Pixels that are enough: a JPEG is then read at its smallest built-in scale that has as many.
 
     Returns
     -------
@@ -205,15 +201,22 @@ def as_items(
     if len(elements) == 0:
         raise ValueError("At least one image is expected, got X with 0 sample(s). Check what was selected.")
     _check_as_a_whole(elements, pixel_range, raw)
-    return Items(elements, image_shape=image_shape, pixel_range=pixel_range, max_pixels=max_pixels, raw=raw)
+    return Items(
+        elements,
+        image_shape=image_shape,
+        pixel_range=pixel_range,
+        max_pixels=max_pixels,
+        raw=raw,
+        short_side=short_side,
+    )
 
 
 def _item(
-    element: Any, image_shape: tuple[int, ...] | None, pixel_range: PixelRange, max_pixels: int, raw: bool
+    element: Any, *, image_shape: tuple[int, ...] | None, pixel_range: PixelRange, raw: bool, **encoded: Any
 ) -> Item:
     if image_shape is not None:
         return ArrayItem(element.reshape(image_shape), pixel_range, stretch=True, raw=raw)
-    return item_from(element, pixel_range=pixel_range, max_pixels=max_pixels, raw=raw)
+    return item_from(element, pixel_range=pixel_range, raw=raw, **encoded)
 
 
 def _check_pixel_range(pixel_range: PixelRange) -> None:
