@@ -25,8 +25,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# make bench [BENCH_ARGS="--only extraction --write"]
 bench: $(READY)
-	for script in benchmarks/bench_*.py; do $(BIN)/python $$script --quick || exit 1; done
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

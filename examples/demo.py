@@ -11,8 +11,10 @@ minutes on two cores.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC
 from tqdm.auto import tqdm
 
+import featx
 from featx import PretrainedFeatureExtractor, list_layers, load_image_folder
 
 C_VALUES = [0.01, 0.1, 1.0]
@@ -70,7 +73,7 @@ def print_table(scores: dict[str, list[float]]) -> None:
         print(f"{name:34s} {np.mean(values):8.3f}   " + ("" if name == BASELINE else f"{gains.mean():+.3f}{error}"))
 
 
-def run_on_digits(n_draws: int, cache: str, per_class: int = 5) -> None:
+def run_on_digits(n_draws: int, cache: str, per_class: int = 5) -> dict[str, list[float]]:
     """Few-shot digits: 8 x 8 pixels, shown to the network at twice their size."""
     X, y = load_digits(return_X_y=True)
     print(
@@ -89,6 +92,7 @@ def run_on_digits(n_draws: int, cache: str, per_class: int = 5) -> None:
             scores.setdefault(name, []).append(search.score(X[rest], y[rest]))
     print_table(scores)
     print("\nNext: make demo PHOTOS=folder, with one subfolder of photos per class, or examples/ and README.md.")
+    return scores
 
 
 def thumbnails(paths: Sequence[str]) -> np.ndarray:
@@ -97,7 +101,7 @@ def thumbnails(paths: Sequence[str]) -> np.ndarray:
     return np.stack([np.asarray(photo).ravel() / 255 for photo in upright])
 
 
-def run_on_photos(folder: str, backbone: str, weights: str, cache: str) -> None:
+def run_on_photos(folder: str, backbone: str, weights: str, cache: str) -> dict[str, list[float]]:
     """A folder of class subfolders: a third is held out, the rest is searched."""
     photos = load_image_folder(folder)
     print(f"{len(photos.data)} photos of {len(photos.target_names)} classes; a third is held out.")
@@ -116,6 +120,7 @@ def run_on_photos(folder: str, backbone: str, weights: str, cache: str) -> None:
         "\nChosen on the labelled part:", {name.split("__")[-1]: value for name, value in search.best_params_.items()}
     )
     print("Next: BACKBONE=resnet18 (fetches ImageNet weights once), or BACKBONE=name WEIGHTS=file.safetensors.")
+    return scores
 
 
 def main() -> None:
@@ -124,13 +129,16 @@ def main() -> None:
     parser.add_argument("--backbone", default="featx_micro", help="name from featx.list_backbones()")
     parser.add_argument("--weights", default="DEFAULT", help="name of published weights, or a file")
     parser.add_argument("--draws", type=int, default=20, help="how often the labelled digits are drawn")
+    parser.add_argument("--json", type=Path, help="where to write the scores")
     arguments = parser.parse_args()
     # A folder of its own: what is shown takes no more than one pass per image, and needs no earlier run.
     with tempfile.TemporaryDirectory() as cache:
         if arguments.photos:
-            run_on_photos(arguments.photos, arguments.backbone, arguments.weights, cache)
+            scores = run_on_photos(arguments.photos, arguments.backbone, arguments.weights, cache)
         else:
-            run_on_digits(arguments.draws, cache)
+            scores = run_on_digits(arguments.draws, cache)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"scores": scores, "baseline": BASELINE, "featx": featx.__version__}))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from sklearn.base import clone
-from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted
@@ -154,6 +153,8 @@ class TunedEstimator(NetworkEstimator):
         self._runtime: dict[str, Any] = {}  # what predicts, once it was asked to
 
     def _hold_out(self, rows: np.ndarray, labels: Labels, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        from sklearn.model_selection import train_test_split  # takes long to import, and few hold out
+
         by = labels.codes[rows] if labels.codes.ndim == 1 and len(labels.classes) > 1 else None
         try:
             training, held_out = train_test_split(
