@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -141,7 +142,7 @@ class _Traced:
     def __init__(self, module: nn.Module) -> None:
         tracer = _Tracer()
         with _TRACING.held():
-            self._module, self._graph = module, tracer.trace(module)
+            self._module, self._graph = module, tracer.trace(module, concrete_args=_defaults(module))
         self._returned, self._given = tracer.returned, tracer.given
         (output,) = (node for node in self._graph.nodes if node.op == "output")
         self._returned[module, 1] = _first_node(output.args)
@@ -252,6 +253,12 @@ class _Tracer(fx.Tracer):
         key = m, self._calls[m]
         self.returned[key], self.given[key] = _first_node(out), _first_node((args, kwargs))
         return out
+
+
+def _defaults(module: nn.Module) -> dict[str, Any]:
+    """What the network takes beside images, as it is when nobody passes it: not to be traced as if it were passed."""
+    _, *others = inspect.signature(module.forward).parameters.values()
+    return {other.name: other.default for other in others if other.default is not other.empty}
 
 
 def _first_node(value: Any) -> fx.Node | None:
