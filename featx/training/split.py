@@ -16,6 +16,7 @@ from torch import fx, nn
 from featx.activations.taps import read
 from featx.backbones.layers import Architecture, Layer
 from featx.backbones.networks import NetworkSpec
+from featx.backbones.timm_models import wants_to_be_whole
 from featx.exceptions import LayerError
 from featx.locks import ForkSafeLock
 
@@ -224,7 +225,7 @@ _TRACING = ForkSafeLock()
 
 
 class _Tracer(fx.Tracer):
-    """Notes what every call of a module takes and returns; torchvision's operations stay whole, as torch's do.
+    """Notes what every call of a module takes and returns; operations of torchvision and timm stay whole, as torch's.
 
     Networks that other threads run meanwhile are let through.
     """
@@ -243,7 +244,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         operation = type(m).__module__.startswith("torchvision.ops") and not isinstance(m, nn.Sequential)
-        return operation or super().is_leaf_module(m, module_qualified_name)
+        return operation or wants_to_be_whole(m) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if threading.get_ident() != self._thread:
