@@ -37,9 +37,7 @@ def grid_search(figures: Figures) -> str:
         "warm": "featx, the same cache in a new process",
     }
     ways = figures["ways"]
-    rows = [
-        [label, f"{ways[way]['time_to_ideal']:.2f}", f"{ways[way]['passes']:.0f}"] for way, label in labels.items()
-    ]
+    rows = [[label, f"{ways[way]['time_to_ideal']:.2f}", f"{ways[way]['passes']:.0f}"] for way, label in labels.items()]
     return _table(["", "time, in units of the ideal", "passes over the photos"], rows)
 
 

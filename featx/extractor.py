@@ -35,14 +35,17 @@ class PretrainedFeatureExtractor(TransformerMixin, NetworkEstimator):  # type: i
     Parameters
     ----------
     backbone : str, callable or nn.Module, default="resnet18"
-        A name from :func:`featx.list_backbones` (``"featx_micro"`` works offline), a callable without arguments that
-        returns a module (cheap to clone and pickle; called once per process, so it must return the same network every
-        time), or a module (copied by ``clone`` and by pickling, and copied again by each ``transform``, so that the one
-        passed in is never touched). Forward hooks of a module belong to it and run.
+        A name from :func:`featx.list_backbones` (``"featx_micro"`` works offline); ``"timm/NAME"`` for any name of
+        ``timm.list_models()``, with or without a tag (``"timm/resnet18.a1_in1k"``), where timm is installed; a callable
+        without arguments that returns a module (cheap to clone and pickle; called once per process, so it must return
+        the same network every time); or a module (copied by ``clone`` and by pickling, and copied again by each
+        ``transform``, so that the one passed in is never touched). Forward hooks of a module belong to it and run.
+        The stages of timm's networks are those of timm's ``feature_info``, the last for each reduction.
     weights : str, path or None, default="DEFAULT"
-        Name of published weights (``"DEFAULT"``, ``"IMAGENET1K_V1"``), fetched once and kept by torch; the path of a
-        ``.safetensors`` or ``.pth`` file, which may lack the output layers; or None for a random network. For a module
-        or callable ``"DEFAULT"`` means as it comes.
+        Name of published weights (``"DEFAULT"``, ``"IMAGENET1K_V1"``; for timm a tag such as ``"a1_in1k"``), fetched
+        once and kept by torch, or for timm by the Hugging Face hub; the path of a ``.safetensors`` or ``.pth`` file,
+        which may lack the output layers; or None for a random network. For a module or callable ``"DEFAULT"`` means as
+        it comes.
     layers : str, int or list of these, default="penultimate"
         What to read: ``"penultimate"`` (the input of the output layer), a stage index (negative from the end), a
         module's qualified name as PyTorch prints it (``"NAME#2"`` for its second call), a list of these (columns in
@@ -65,9 +68,10 @@ class PretrainedFeatureExtractor(TransformerMixin, NetworkEstimator):  # type: i
         Meaning of numbers in arrays (files have their own). ``"auto"`` takes uint8 as 0..255 and floats as 0..1, and
         raises for anything else; a pair is an affine map onto 0..1, without clipping or error.
     preprocess : "weights", str, None or callable, default="weights"
-        ``"weights"``: what the weights were trained with; torchvision's usual one (short side 256, crop 224, ImageNet
-        statistics) for a module or callable. Or the full name of other torchvision weights
-        (``"ResNet50_Weights.IMAGENET1K_V2"``); None: X holds ready float tensors; or a callable that gets a PIL image
+        ``"weights"``: what the weights were trained with; for a path or None that of the network's ``IMAGENET1K_V1``
+        (with timm, of its tag or default tag), for a module or callable torchvision's usual one (short side 256, crop
+        224, ImageNet statistics). Or the full name of other weights (``"ResNet50_Weights.IMAGENET1K_V2"``,
+        ``"timm/resnet18.a1_in1k"``); None: X holds ready float tensors; or a callable that gets a PIL image
         (a float tensor of shape (3, height, width) for a float array) and returns a tensor. Other forms make features
         that the network was not trained for.
     image_size : int or None, default=None

@@ -227,6 +227,22 @@ def split_of_own(module: nn.Module, freeze: object) -> tuple[Split, Architecture
     return split_at(module, architecture, architecture.penultimate, freeze), architecture
 
 
+class Masked(InPlace):
+    """Hands an argument that nobody passes on to every layer, as transformers do."""
+
+    def forward(self, x: torch.Tensor | None = None, mask: torch.Tensor | None = None) -> torch.Tensor:
+        for layer in (self.conv, self.relu, self.second):
+            x = layer(x) if mask is None else layer(x) * mask
+        return self.head(x.mean((2, 3)))
+
+
+def test_argument_that_nobody_passes_does_not_cross_the_cut() -> None:
+    module = Masked()
+    architecture = network_spec(module, "DEFAULT", 0).architecture((3, 24, 24))
+    split = split_at(module, architecture, architecture.penultimate, "relu")
+    assert split.cut == split.frozen == architecture.layer("relu")
+
+
 def test_cut_before_a_residual_moves_to_where_one_value_passes() -> None:
     torch_images = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     with seeded(0):

@@ -79,6 +79,16 @@ def test_head_of_nan_counts_as_none(tmp_path: Path) -> None:
         PretrainedFeatureExtractor("alexnet", weights=path).transform(IMAGES)
 
 
+def test_published_head_of_nan_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = dict(random_network("alexnet").state_dict())  # as torchvision publishes features of VGG16
+    state["classifier.1.weight"] = torch.full_like(state["classifier.1.weight"], torch.nan)
+    monkeypatch.setattr("featx.backbones.entries._TableEntry.state", lambda *_: state)
+    shelf._renew_locks()  # forgets what was loaded
+    with pytest.raises(WeightsError, match=r"classifier\.1"):
+        PretrainedFeatureExtractor("alexnet").transform(IMAGES)
+    shelf._renew_locks()
+
+
 def test_wrong_shape_is_an_error_that_names_key_and_shapes(tmp_path: Path) -> None:
     state = dict(random_network("featx_micro").state_dict())
     state["head.weight"] = torch.zeros(3, 224)

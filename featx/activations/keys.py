@@ -10,8 +10,8 @@ import xxhash
 from PIL import ImageFile
 
 from featx.activations.engine import Recipe
-from featx.backbones import weights as weights_module
 from featx.backbones.fingerprint import NoFingerprint
+from featx.backbones.weights import content_of
 from featx.images.decoding import POLICY
 from featx.images.preprocessing import CustomPreprocessing
 from featx.store import Session
@@ -50,19 +50,15 @@ def key_of(description: str) -> bytes:
 
 
 def _network(recipe: Recipe, session: Session) -> str:
-    spec, weights = recipe.spec, recipe.spec.weights
+    spec = recipe.spec
     if not spec.backbone.named:
         try:
             content = recipe.network.fingerprint
         except NoFingerprint as error:
             raise NoKey(str(error)) from error
-    elif weights.kind == "random":
-        content = f"random {spec.seed}"
-    elif weights.kind == "file":
-        content = session.digest_of_file(weights.name).hex()
     else:
-        content = weights_module.published_content(spec.backbone, weights)
-    names = ("torch", "torchvision") if spec.backbone.named else ("torch", "torchvision", "timm")
+        content = content_of(spec.backbone, spec.weights, spec.seed, session.digest_of_file)
+    names = ("torch", "torchvision") if spec.backbone.family else ("torch", "torchvision", "timm")
     libraries = [sys.modules[name] for name in names if name in sys.modules]
     versions = " ".join(f"{library.__name__} {library.__version__}" for library in libraries)
     return f"{spec.backbone.label} {content} ({versions})"

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from featx.backbones.table import FAMILIES, Family, family_of
+from featx.backbones.table import FAMILIES, Family
 from featx.exceptions import BackboneError
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from featx.backbones.entries import Entry
 
 EMBEDDED = "featx_micro"
 
 
 def list_backbones() -> list[str]:
     """Names that ``backbone`` takes, sorted: torchvision's classification networks and ``"featx_micro"``.
+
+    Where timm is installed, ``backbone`` also takes ``"timm/NAME"`` for each NAME of ``timm.list_models()``.
 
     Returns
     -------
@@ -41,34 +45,38 @@ class Backbone:
     ----------
     label : str
         For messages.
-    family : Family or None
-        The table's row; None for modules and callables.
     source : str, callable or nn.Module
         What the user passed.
     key : hashable or None
         Equal for backbones that build the same architecture; None for a module, which may change between calls.
+    entry : Entry or None
+        What the catalogue knows of it; None for modules and callables.
     """
 
     label: str
-    family: Family | None
     source: Any = field(compare=False, repr=False)
     key: Hashable
+    entry: Entry | None = field(default=None, compare=False, repr=False)
 
     @property
     def named(self) -> bool:
         """Whether the network comes from the catalogue."""
-        return self.family is not None
+        return self.entry is not None
 
-    def build(self, size: int) -> nn.Module:
+    @property
+    def family(self) -> Family | None:
+        """The table's row, where there is one."""
+        return None if self.entry is None else self.entry.family
+
+    def build(self, weights: str = "") -> nn.Module:
         """Construct the network: random where the backbone is named, otherwise as it comes.
 
-        ``size`` is the image side in pixels, for networks that are built for one.
+        ``weights`` names the published weights that are to fit; empty for those of a file or a seed.
         """
         from torch import nn
 
-        if self.family is not None:
-            sized = {self.family.size_option: size} if self.family.size_option else {}
-            return _named_builder(self.label)(**self.family.build_options, **sized)
+        if self.entry is not None:
+            return self.entry.build(weights)
         module = self.source if isinstance(self.source, nn.Module) else self.source()
         if not isinstance(module, nn.Module):
             raise BackboneError(
@@ -87,18 +95,20 @@ def resolve_backbone(backbone: object) -> Backbone:
         The name is unknown; the message names the nearest ones.
     """
     if isinstance(backbone, str):
-        return Backbone(backbone, family_of(backbone), backbone, backbone)
+        from featx.backbones.entries import entry_of
+
+        return Backbone(backbone, backbone, backbone, entry_of(backbone))
     from torch import nn
 
     if isinstance(backbone, nn.Module):
         module = _unwrapped(backbone)
-        return Backbone(type(module).__name__, None, module, None)
+        return Backbone(type(module).__name__, module, None)
     if not callable(backbone):
         raise BackboneError(
             "backbone is expected to be a name, a torch.nn.Module or a callable that returns one, "
             f"got backbone={backbone!r}. See featx.list_backbones()."
         )
-    return Backbone(getattr(backbone, "__qualname__", repr(backbone)), None, backbone, _callable_key(backbone))
+    return Backbone(getattr(backbone, "__qualname__", repr(backbone)), backbone, _callable_key(backbone))
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
@@ -129,16 +139,6 @@ def _private_copy(module: nn.Module, label: str) -> nn.Module:
             f"A module that can be copied is expected as backbone, got {label}: {error} Remove what computes its "
             "weights at every call (torch.nn.utils.remove_weight_norm), or keep tensors that require gradients out."
         ) from error
-
-
-def _named_builder(name: str) -> Callable[..., nn.Module]:
-    if name == EMBEDDED:
-        from featx.backbones.micro import FeatxMicro
-
-        return FeatxMicro
-    import torchvision
-
-    return functools.partial(torchvision.models.get_model, name, weights=None)
 
 
 def _callable_key(function: Any) -> Hashable:

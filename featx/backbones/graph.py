@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections import defaultdict
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from featx.backbones.timm_models import wants_to_be_whole
 from featx.locks import ForkSafeLock
 
 # While a network is traced, torch.fx has every module of the process call the tracer.
@@ -49,14 +51,14 @@ def graph_of(module: nn.Module) -> Graph:
     """
     tracer = _Tracer()
     with _TRACING.held():
-        graph = tracer.trace(module)
+        graph = tracer.trace(module, concrete_args=_defaults(module))
     (output,) = (node for node in graph.nodes if node.op == "output")
     tracer.returned[module, 1] = _first_node(output.args)
     return Graph(graph, tracer.returned, tracer.given)
 
 
 class _Tracer(fx.Tracer):
-    """Notes what every call of a module takes and returns; torchvision's operations stay whole, as torch's do.
+    """Notes what every call of a module takes and returns; operations of torchvision and timm stay whole, as torch's.
 
     Networks that other threads run meanwhile are let through.
     """
@@ -75,7 +77,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         operation = type(m).__module__.startswith("torchvision.ops") and not isinstance(m, nn.Sequential)
-        return operation or super().is_leaf_module(m, module_qualified_name)
+        return operation or wants_to_be_whole(m) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if threading.get_ident() != self._thread:
@@ -85,6 +87,12 @@ class _Tracer(fx.Tracer):
         key = m, self._calls[m]
         self.returned[key], self.given[key] = _first_node(out), _first_node((args, kwargs))
         return out
+
+
+def _defaults(module: nn.Module) -> dict[str, Any]:
+    """What the network takes beside images, as it is when nobody passes it: not to be traced as if it were passed."""
+    _, *others = inspect.signature(module.forward).parameters.values()
+    return {other.name: other.default for other in others if other.default is not other.empty}
 
 
 def _first_node(value: Any) -> fx.Node | None:

@@ -14,6 +14,7 @@ from numbers import Integral
 from torch import nn
 
 from featx.backbones.table import Family, stages_of
+from featx.backbones.timm_models import told_output, told_stages
 from featx.backbones.tracing import Call, prefix_tokens
 from featx.exceptions import LayerError
 
@@ -79,7 +80,8 @@ class Architecture:
     calls : tuple of Call
         Its trace.
     family : Family or None
-        The table's row, which decides what the stages are; without one a generic rule does.
+        The table's row, which decides what the stages are; without one the network does, where it is one of timm's,
+        or else a generic rule.
     model : str
         The network's name in the table, or what messages call it.
     shape : tuple of int
@@ -96,6 +98,10 @@ class Architecture:
     ) -> None:
         self.module, self.calls, self.family, self.model, self.shape = module, calls, family, model, shape
         self._positions = {(name, call.index): position for position, call in enumerate(calls) for name in call.names}
+
+    @cached_property
+    def _first_calls(self) -> dict[str, Call]:
+        return {name: self.calls[position] for (name, call), position in self._positions.items() if call == 1}
 
     @cached_property
     def blocks(self) -> list[str]:
@@ -115,6 +121,8 @@ class Architecture:
         """Qualified names of the stages, shallow to deep."""
         if self.family is not None:
             return [name for name, _, _ in stages_of(self.model)]
+        if told := told_stages(self.module, self._first_calls):
+            return told
         last = {self.layer(name).spatial: name for name in self.blocks}
         return sorted(last.values(), key=self.blocks.index)
 
@@ -123,6 +131,8 @@ class Architecture:
         """The input of the output layer, or the network's own output where it has no output layer."""
         if self.family is not None:
             position: int | None = self._positions[self.family.output, 1]
+        elif (told := told_output(self.module, self._first_calls)) is not None:
+            position = self._positions[told, 1]
         else:
             position = _generic_output(self.calls)
         if position is None:
@@ -240,7 +250,14 @@ class Architecture:
         if self.family is not None:
             return self.family.n_prefix_tokens
         own = getattr(self.module, "num_prefix_tokens", None)  # timm's networks say it themselves
-        return own if isinstance(own, int) else prefix_tokens(n_tokens)
+        if not isinstance(own, int):
+            return prefix_tokens(n_tokens)
+        joined_later = _is_square(n_tokens) and not _is_square(n_tokens - own)
+        return 0 if joined_later else own
+
+
+def _is_square(number: int) -> bool:
+    return math.isqrt(number) ** 2 == number
 
 
 def _flatten(root: nn.Module, names: Iterable[str]) -> list[str]:

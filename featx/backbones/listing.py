@@ -27,10 +27,12 @@ def list_layers(backbone: object = "resnet18", *, kind: str = "stages", image_si
     >>> list_layers("resnet18")
     ['relu', 'layer1', 'layer2', 'layer3', 'layer4']
     """
+    from featx.backbones.catalogue import resolve_backbone
     from featx.backbones.networks import network_spec
 
     if kind not in ("stages", "blocks", "modules"):
         raise ValueError(f'kind is expected to be "stages", "blocks" or "modules", got kind={kind!r}.')
-    spec = network_spec(backbone, "DEFAULT", seed=0)
+    entry = resolve_backbone(backbone).entry
+    spec = network_spec(backbone, None if entry and not entry.published else "DEFAULT", seed=0)
     architecture = spec.architecture(None if image_size is None else spec.square(image_size))
     return list({"stages": architecture.stages, "blocks": architecture.blocks, "modules": architecture.names}[kind])

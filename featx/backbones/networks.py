@@ -13,21 +13,14 @@ import torch
 from torch import nn
 
 from featx.backbones.catalogue import Backbone, resolve_backbone
+from featx.backbones.entries import Entry
 from featx.backbones.fingerprint import fingerprint
 from featx.backbones.folding import Folded, fold
 from featx.backbones.layers import Architecture, Layer
-from featx.backbones.table import Family
 from featx.backbones.tracing import trace, with_measured_layouts
-from featx.backbones.weights import (
-    ParametersMadeWith,
-    Weights,
-    build_with_weights,
-    preset_of,
-    resolve_weights,
-)
+from featx.backbones.weights import Weights, build_with_weights, preset_of, resolve_weights
 from featx.exceptions import BackboneError
 from featx.images.preprocessing import Preset
-from featx.randomness import private_generator
 
 # A grid search over backbones needs a few at once; a notebook that tries fifty must not hold them all.
 _MOST_LOADED = 8
@@ -101,10 +94,10 @@ class NetworkSpec:
         ``shape`` is (channels, height, width) in pixels; None means what the weights were trained with.
         """
         own = self.preset.crop
-        if self.backbone.family is not None:
+        if self.backbone.entry is not None:
             shape = shape or (3, own, own)
-            _check_image_size(self.backbone.label, self.backbone.family, own, shape)
-            return _named_architecture(self.backbone, own, shape)
+            _check_image_size(self.backbone.label, self.backbone.entry, own, shape)
+            return _named_architecture(self.backbone, self.weights.published, shape)
         if self.backbone.key is None and isinstance(self.backbone.source, nn.Module):
             module = self.backbone.source
             return _architecture(self.backbone, module, shape or (_channels_of(module), own, own))
@@ -119,7 +112,7 @@ class NetworkSpec:
         """The network, from this process's shelf where it is there; a module of the user's is copied anew each time."""
         if self.backbone.key is None:
             return self._load(device, dtype)
-        key = (self.backbone.key, self.weights.key(), self._seed, device, dtype)
+        key = (self.backbone.key, self.weights.key(self.backbone), self._seed, device, dtype)
         return _SHELF.get(key, lambda: self._load(device, dtype))
 
     def _load(self, device: str, dtype: torch.dtype) -> Network:
@@ -159,16 +152,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
 
 
-def _check_image_size(model: str, family: Family, own: int, shape: tuple[int, int, int]) -> None:
+def _check_image_size(model: str, entry: Entry, own: int, shape: tuple[int, int, int]) -> None:
     size = min(shape[1:])
-    if family.fixed_size and shape[1:] != (own, own):
+    if entry.fixed_size and shape[1:] != (own, own):
         raise BackboneError(
             f"{model} takes images of {own} x {own} pixels only, got image_size={size}. Leave image_size=None, or take "
             "a convolutional backbone."
         )
-    if size < family.min_size:
+    if size < entry.min_size:
         raise BackboneError(
-            f"{model} takes images of at least {family.min_size} x {family.min_size} pixels, got image_size={size}. "
+            f"{model} takes images of at least {entry.min_size} x {entry.min_size} pixels, got image_size={size}. "
             "Raise image_size."
         )
 
@@ -180,10 +173,9 @@ def network_spec(backbone: object, weights: object, seed: int) -> NetworkSpec:
 
 
 @lru_cache(maxsize=64)
-def _named_architecture(backbone: Backbone, own_size: int, shape: tuple[int, int, int]) -> Architecture:
-    with private_generator(0), ParametersMadeWith(device="meta"):
-        module = backbone.build(own_size).to("meta")
-    return _architecture(backbone, module, shape)
+def _named_architecture(backbone: Backbone, weights: str, shape: tuple[int, int, int]) -> Architecture:
+    assert backbone.entry is not None
+    return _architecture(backbone, backbone.entry.skeleton(weights), shape)
 
 
 def _architecture(backbone: Backbone, module: nn.Module, shape: tuple[int, int, int]) -> Architecture:

@@ -97,7 +97,7 @@ def trace(module: nn.Module, shape: tuple[int, int, int]) -> tuple[Call, ...]:
 def with_measured_layouts(calls: tuple[Call, ...], module: nn.Module, shape: tuple[int, int, int]) -> tuple[Call, ...]:
     """Calls whose 4-D layouts were measured: the axes that double with the image are its height and width.
 
-    Networks that take one size only keep the layouts that their modules' classes suggest.
+    In networks that take one size only, they are the two that are equal where the image is square.
     """
     channels, height, width = shape
     try:
@@ -105,7 +105,8 @@ def with_measured_layouts(calls: tuple[Call, ...], module: nn.Module, shape: tup
             copy_to_meta(module), torch.empty(2, channels, 2 * height, 2 * width, dtype=torch.float32, device="meta")
         )
     except Exception:  # a size that it does not take
-        return calls
+        square = height == width
+        return tuple(replace(call, layout=_of_square(call.shape, call.layout)) for call in calls) if square else calls
     if [call.names for call in larger] != [call.names for call in calls]:
         return calls
     return tuple(
@@ -119,6 +120,12 @@ def _measured(shape: tuple[int, ...], larger: tuple[int, ...], layout: str) -> s
         return layout
     grown = [axis for axis in range(4) if larger[axis] > shape[axis]]
     return "NCHW" if grown == [2, 3] else "NHWC" if grown == [1, 2] else layout
+
+
+def _of_square(shape: tuple[int, ...], layout: str) -> str:
+    if len(shape) != 4 or shape[1] == shape[3]:
+        return layout
+    return "NCHW" if shape[2] == shape[3] else "NHWC" if shape[1] == shape[2] else layout
 
 
 def copy_to_meta(module: nn.Module) -> nn.Module:

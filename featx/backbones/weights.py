@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
-import xxhash
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from featx.backbones import micro
 from featx.backbones.catalogue import EMBEDDED, Backbone
+from featx.backbones.entries import ParametersMadeWith, entry_of, preset_from
+from featx.backbones.timm_models import PREFIX
 from featx.exceptions import WeightsError
 from featx.images.preprocessing import Preset
 from featx.randomness import private_generator
 
-_EMBEDDED_FILE = Path(__file__).with_name("featx_micro.safetensors")
-_EMBEDDED_PRESET = Preset(resize=micro.INPUT_SIZE, crop=micro.INPUT_SIZE, mean=micro.MEAN, std=micro.STD)
 _SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
@@ -43,16 +37,29 @@ class Weights:
     kind: str
     name: str = ""
 
-    def key(self) -> Hashable:
+    @property
+    def published(self) -> str:
+        """Name of the published weights; empty for others."""
+        return self.name if self.kind == "published" else ""
+
+    def file(self, backbone: Backbone) -> str | None:
+        """The file whose content decides the tensors, where one does."""
+        if self.kind == "published" and backbone.entry is not None:
+            place = backbone.entry.file(self.name)
+            return None if place is None else str(place)
+        return self.name if self.kind == "file" else None
+
+    def key(self, backbone: Backbone) -> Hashable:
         """Equal as long as the tensors are the same; a file that was written again counts as another."""
-        if self.kind != "file":
+        file = self.file(backbone)
+        if file is None:
             return self.kind, self.name
         try:
-            stat = os.stat(self.name)
+            stat = os.stat(file)
         except OSError as error:
-            raise WeightsError(_no_such_file(self.name)) from error
+            raise WeightsError(_no_such_file(file)) from error
         times = stat.st_mtime_ns, stat.st_ctime_ns
-        return self.kind, os.path.realpath(self.name), stat.st_dev, stat.st_ino, stat.st_size, *times
+        return self.kind, os.path.realpath(file), stat.st_dev, stat.st_ino, stat.st_size, *times
 
 
 def resolve_weights(backbone: Backbone, weights: object) -> Weights:
@@ -70,73 +77,62 @@ def resolve_weights(backbone: Backbone, weights: object) -> Weights:
     name = os.fspath(weights)
     if name == "DEFAULT" and not backbone.named:
         return Weights("as-is")
-    if name in (published := _published_names(backbone)):
+    published = [] if backbone.entry is None else backbone.entry.published
+    if name in published:
         return Weights("published", name)
     if name.endswith(_SUFFIXES):
         if not os.path.isfile(name):
             raise WeightsError(_no_such_file(name))
         return Weights("file", name)
     near = get_close_matches(name, published, n=2, cutoff=0.4) or published
+    expected = ", ".join([*map(repr, near), "None"])
     raise WeightsError(
-        f"weights is expected to be {', '.join(map(repr, near))}, None, or the path of a .safetensors or .pth file "
-        f"for backbone {backbone.label!r}, got weights={name!r}."
+        f"weights is expected to be {expected}, or the path of a .safetensors or .pth file for backbone "
+        f"{backbone.label!r}, got weights={name!r}."
     )
 
 
 @lru_cache(maxsize=256)
 def preset_of(backbone: Backbone, weights: Weights) -> Preset:
-    """Preprocessing that the weights were trained with; torchvision's first ImageNet preset for a file or None."""
-    if backbone.label == EMBEDDED and backbone.named:
-        return _EMBEDDED_PRESET
-    if not backbone.named:
-        return Preset(resize=256, crop=224)
-    name = weights.name if weights.kind == "published" else "IMAGENET1K_V1"
-    available = _enum(backbone).__members__
-    return _preset(available.get(name) or next(iter(available.values())))
+    """Preprocessing that the weights were trained with; for a file or None that of the network's usual weights."""
+    return Preset(resize=256, crop=224) if backbone.entry is None else backbone.entry.preset(weights.published)
 
 
 def preset_named(name: str) -> Preset:
-    """Preset of weights named in full, such as ``"ResNet50_Weights.IMAGENET1K_V2"``, or ``"featx_micro"``.
+    """Preset of weights named in full: ``"ResNet50_Weights.IMAGENET1K_V2"``, ``"timm/NAME"`` or ``"featx_micro"``.
 
     Raises
     ------
     WeightsError
         torchvision has no such weights.
+    BackboneError
+        timm has none.
     """
-    if name == EMBEDDED:
-        return _EMBEDDED_PRESET
+    if name == EMBEDDED or name.startswith(PREFIX):
+        return entry_of(name).preset()
     import torchvision
 
     try:
-        return _preset(torchvision.models.get_weight(name))
+        return preset_from(torchvision.models.get_weight(name))
     except (ValueError, AttributeError) as error:
         raise WeightsError(
-            'preprocess is expected to be "weights", None, a callable, "featx_micro" or torchvision weights in full '
-            f'("ResNet50_Weights.IMAGENET1K_V2"), got preprocess={name!r}.'
+            'preprocess is expected to be "weights", None, a callable, "featx_micro", "timm/NAME" or torchvision '
+            f'weights in full ("ResNet50_Weights.IMAGENET1K_V2"), got preprocess={name!r}.'
         ) from error
 
 
 def preset_name(backbone: Backbone, weights: Weights) -> str:
     """What `preset_named` knows the preprocessing of some weights by; "weights" for a network from elsewhere."""
-    if not backbone.named:
-        return "weights"
-    if backbone.label == EMBEDDED:
-        return EMBEDDED
-    available = _enum(backbone).__members__
-    name = weights.name if weights.kind == "published" else "IMAGENET1K_V1"
-    return str(available.get(name) or next(iter(available.values())))
+    return "weights" if backbone.entry is None else backbone.entry.preset_name(weights.published)
 
 
-def published_content(backbone: Backbone, weights: Weights) -> str:
-    """What identifies the content of published weights, without reading those that are fetched."""
-    if backbone.label == EMBEDDED:
-        return _embedded_content()
-    return str(_enum(backbone)[weights.name].url.rsplit("/", 1)[-1])
-
-
-@lru_cache
-def _embedded_content() -> str:
-    return xxhash.xxh3_128_hexdigest(_EMBEDDED_FILE.read_bytes())
+def content_of(backbone: Backbone, weights: Weights, seed: int, digest_of_file: Callable[[str], bytes]) -> str:
+    """What identifies the tensors of a named network, without loading them."""
+    if weights.kind == "random":
+        return f"random {seed}"
+    published = [backbone.entry.content(weights.name)] if backbone.entry and weights.published else []
+    file = weights.file(backbone)
+    return " ".join([*published, *([] if file is None else [digest_of_file(file).hex()])])
 
 
 def build_with_weights(backbone: Backbone, weights: Weights, seed: int) -> tuple[nn.Module, frozenset[str]]:
@@ -148,34 +144,15 @@ def build_with_weights(backbone: Backbone, weights: Weights, seed: int) -> tuple
         The weights cannot be fetched or read, or do not fit the network.
     """
     with torch.device("cpu"), private_generator(seed), ParametersMadeWith(dtype=torch.float32):
-        module = backbone.build(preset_of(backbone, weights).crop)
+        module = backbone.build(weights.published)
     missing: frozenset[str] = frozenset()
-    if weights.kind == "published":
-        state = micro.load_compact(_EMBEDDED_FILE) if backbone.label == EMBEDDED else _fetch(backbone, weights)
-        _load(module, backbone, state, weights.name)
+    if backbone.entry is not None and weights.kind == "published":
+        missing = _load(module, backbone, backbone.entry.state(weights.name), weights.name)
     elif weights.kind == "file":
         missing = _load(module, backbone, _read_file(Path(weights.name)), weights.name)
     elif weights.kind == "random" and not backbone.named:
         _reinitialise(module, backbone, seed)
     return module.to(torch.float32), missing
-
-
-class ParametersMadeWith(TorchFunctionMode):
-    """While it is entered, new parameters get an argument that their module leaves open.
-
-    ``dtype=torch.float32`` makes a seed stand for one network whatever the default dtype is; ``device="meta"`` makes
-    parameters take neither memory nor initialisation, while the numbers that builders compute with stay real.
-    """
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__()
-        self._arguments = arguments
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.empty:
-            kwargs |= {name: value for name, value in self._arguments.items() if kwargs.get(name) is None}
-        return func(*args, **kwargs)
 
 
 def _reinitialise(module: nn.Module, backbone: Backbone, seed: int) -> None:
@@ -189,61 +166,6 @@ def _reinitialise(module: nn.Module, backbone: Backbone, seed: int) -> None:
     with private_generator(seed):
         for child in holders:
             child.reset_parameters()  # type: ignore[operator]
-
-
-def _enum(backbone: Backbone) -> Any:
-    import torchvision
-
-    return torchvision.models.get_model_weights(backbone.label)
-
-
-def _published_names(backbone: Backbone) -> list[str]:
-    if not backbone.named:
-        return []
-    if backbone.label == EMBEDDED:
-        return ["DEFAULT"]
-    return list(_enum(backbone).__members__)
-
-
-def _preset(entry: Any) -> Preset:
-    transform = entry.transforms()
-    return Preset(
-        transform.resize_size[0],
-        transform.crop_size[0],
-        tuple(transform.mean),
-        tuple(transform.std),
-        transform.interpolation.value,
-    )
-
-
-def _fetch(backbone: Backbone, weights: Weights) -> dict[str, torch.Tensor]:
-    """The published weights from torch's own folder, or else from the network."""
-    entry = _enum(backbone)[weights.name]
-    file = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/", 1)[-1]
-    try:
-        state = dict(entry.get_state_dict(progress=False, check_hash=True, map_location="cpu"))
-        _check_content(file)  # torch looks at it after a download only
-        return state
-    except Exception as error:  # from no connection to a file that was cut short: zip, pickle and hub have their own
-        failed = (
-            f"are there but damaged (delete the file): {error}" if file.exists() else f"could not be fetched: {error}"
-        )
-        raise WeightsError(
-            f"The weights {entry} are expected at {str(file)!r} and {failed}. They come from {entry.url}. "
-            f'Put the file {file.name!r} there, pass weights="PATH" to where you have it, or use '
-            f'backbone="{EMBEDDED}", which needs no download.'
-        ) from error
-
-
-def _check_content(file: Path) -> None:
-    """Raise where a published file's content is not what its name says, which the key of kept features trusts."""
-    promised = re.search(r"-([0-9a-f]{8,})\.", file.name)
-    if promised is None or not file.exists():
-        return
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if not found.startswith(promised[1]):
-        raise ValueError(f"its sha256 begins with {found[: len(promised[1])]}, not with {promised[1]}")
 
 
 def _read_file(path: Path) -> dict[str, torch.Tensor]:
@@ -269,11 +191,11 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
 
 def _load(module: nn.Module, backbone: Backbone, state: dict[str, torch.Tensor], name: str) -> frozenset[str]:
     """Put tensors into a network; only a head may lack its own."""
-    family = backbone.family
+    family, entry = backbone.family, backbone.entry
     if family is not None:
         state = {family.renamed(key): value for key, value in state.items()}
     expected = module.state_dict()
-    head = () if family is None else tuple(f"{child}." for child in family.head)
+    head = () if entry is None else tuple(f"{child}." for child in entry.head)
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     problems = {
         "missing": [key for key in missing if not key.startswith(head)],

@@ -59,6 +59,17 @@ class Preset:
         return (tiles - mean).div_(std)
 
 
+class SquashPreset(Preset):
+    """A preset that resizes both sides alike, whatever that does to proportions."""
+
+    def tile(self, image: torch.Tensor, stretch: bool = False) -> torch.Tensor:
+        """Resize and crop one image of shape (3, height, width) to (3, crop, crop); uint8 stays uint8."""
+        if not stretch:
+            mode = InterpolationMode(self.interpolation)
+            image = F.resize(image, [self.resize, self.resize], interpolation=mode, antialias=True)
+        return super().tile(image, stretch)
+
+
 @dataclass(frozen=True)
 class CustomPreprocessing:
     """A callable of the user's in place of a preset: item -> float tensor that the network takes as it is.

@@ -1,0 +1,235 @@
+"""Entries of the catalogue: how a named network is built, its published weights, and their preprocessing."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import xxhash
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from featx.backbones import micro
+from featx.backbones.catalogue import EMBEDDED
+from featx.backbones.table import Family, family_of
+from featx.backbones.timm_models import PREFIX, timm_entry
+from featx.exceptions import WeightsError
+from featx.images.preprocessing import Preset
+from featx.randomness import private_generator
+
+_EMBEDDED_FILE = Path(__file__).with_name("featx_micro.safetensors")
+_EMBEDDED_PRESET = Preset(resize=micro.INPUT_SIZE, crop=micro.INPUT_SIZE, mean=micro.MEAN, std=micro.STD)
+
+
+class Entry(Protocol):
+    """A network that is known by name.
+
+    Its methods take the name of published weights, or nothing for a network whose weights come from a file or a seed.
+    """
+
+    @property
+    def family(self) -> Family | None:
+        """The table's row; None where the network itself tells what its stages are."""
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Modules that a weights file may lack."""
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether it takes images of its preset's size and no other."""
+
+    @property
+    def min_size(self) -> int:
+        """Smallest image side that it takes, in pixels."""
+
+    @property
+    def published(self) -> list[str]:
+        """Names of its published weights."""
+
+    def preset(self, weights: str = "") -> Preset:
+        """Preprocessing that the weights were trained with."""
+
+    def preset_name(self, weights: str = "") -> str:
+        """What `preset_named` knows this preprocessing by."""
+
+    def build(self, weights: str = "") -> nn.Module:
+        """Construct the network that the weights fit, with random ones."""
+
+    def skeleton(self, weights: str = "") -> nn.Module:
+        """Construct it on the meta device."""
+
+    def content(self, weights: str) -> str:
+        """What identifies the content of published weights, together with that of `file`."""
+
+    def file(self, weights: str) -> Path | None:
+        """Where published weights lie, fetched if need be; None where `content` says it all."""
+
+    def state(self, weights: str) -> dict[str, torch.Tensor]:
+        """Fetch and read published weights."""
+
+
+@lru_cache(maxsize=256)
+def entry_of(name: str) -> Entry:
+    """Entry of that name.
+
+    Raises
+    ------
+    BackboneError
+        The name is unknown; the message names the nearest ones.
+    """
+    if name.startswith(PREFIX):
+        return timm_entry(name.removeprefix(PREFIX))
+    return _EmbeddedEntry(name, family_of(name)) if name == EMBEDDED else _TableEntry(name, family_of(name))
+
+
+class ParametersMadeWith(TorchFunctionMode):
+    """While it is entered, new parameters get an argument that their module leaves open.
+
+    ``dtype=torch.float32`` makes a seed stand for one network whatever the default dtype is; ``device="meta"`` makes
+    parameters take neither memory nor initialisation, while the numbers that builders compute with stay real.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        self._arguments = arguments
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty:
+            kwargs |= {name: value for name, value in self._arguments.items() if kwargs.get(name) is None}
+        return func(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class _TableEntry:
+    """A network of torchvision's."""
+
+    model: str
+    family: Family
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        return self.family.head
+
+    @property
+    def fixed_size(self) -> bool:
+        return self.family.fixed_size
+
+    @property
+    def min_size(self) -> int:
+        return self.family.min_size
+
+    @property
+    def published(self) -> list[str]:
+        return list(_enum(self.model).__members__)
+
+    def preset(self, weights: str = "") -> Preset:
+        return preset_from(self._weights(weights))
+
+    def preset_name(self, weights: str = "") -> str:
+        return str(self._weights(weights))
+
+    def build(self, weights: str = "") -> nn.Module:
+        import torchvision
+
+        sized = {self.family.size_option: self.preset(weights).crop} if self.family.size_option else {}
+        return torchvision.models.get_model(self.model, weights=None, **self.family.build_options, **sized)
+
+    def skeleton(self, weights: str = "") -> nn.Module:
+        with private_generator(0), ParametersMadeWith(device="meta"):
+            return self.build(weights).to("meta")
+
+    def content(self, weights: str) -> str:
+        return self._place(weights).name  # which holds a hash, so that nothing need be fetched
+
+    def file(self, weights: str) -> Path | None:
+        return None
+
+    def state(self, weights: str) -> dict[str, torch.Tensor]:
+        """The published weights from torch's own folder, or else from the network."""
+        entry, file = self._weights(weights), self._place(weights)
+        try:
+            state = dict(entry.get_state_dict(progress=False, check_hash=True, map_location="cpu"))
+            _check_content(file)  # torch looks at it after a download only
+            return state
+        except Exception as error:  # no connection, a file that was cut short: zip, pickle and hub have their own
+            failed = (
+                f"are there but damaged (delete the file): {error}"
+                if file.exists()
+                else f"could not be fetched: {error}"
+            )
+            raise WeightsError(
+                f"The weights {entry} are expected at {str(file)!r} and {failed}. They come from {entry.url}. "
+                f'Put the file {file.name!r} there, pass weights="PATH" to where you have it, or use '
+                f'backbone="{EMBEDDED}", which needs no download.'
+            ) from error
+
+    def _weights(self, weights: str) -> Any:
+        available = _enum(self.model).__members__
+        return available.get(weights or "IMAGENET1K_V1") or next(iter(available.values()))
+
+    def _place(self, weights: str) -> Path:
+        return Path(torch.hub.get_dir()) / "checkpoints" / self._weights(weights).url.rsplit("/", 1)[-1]
+
+
+class _EmbeddedEntry(_TableEntry):
+    """The network that travels inside the package."""
+
+    @property
+    def published(self) -> list[str]:
+        return ["DEFAULT"]
+
+    def preset(self, weights: str = "") -> Preset:
+        return _EMBEDDED_PRESET
+
+    def preset_name(self, weights: str = "") -> str:
+        return EMBEDDED
+
+    def build(self, weights: str = "") -> nn.Module:
+        return micro.FeatxMicro()
+
+    def content(self, weights: str) -> str:
+        return _embedded_content()
+
+    def state(self, weights: str) -> dict[str, torch.Tensor]:
+        return micro.load_compact(_EMBEDDED_FILE)
+
+
+@lru_cache
+def _embedded_content() -> str:
+    return xxhash.xxh3_128_hexdigest(_EMBEDDED_FILE.read_bytes())
+
+
+def _enum(model: str) -> Any:
+    import torchvision
+
+    return torchvision.models.get_model_weights(model)
+
+
+def preset_from(weights: Any) -> Preset:
+    """Preprocessing that torchvision attaches to weights."""
+    transform = weights.transforms()
+    return Preset(
+        transform.resize_size[0],
+        transform.crop_size[0],
+        tuple(transform.mean),
+        tuple(transform.std),
+        transform.interpolation.value,
+    )
+
+
+def _check_content(file: Path) -> None:
+    """Raise where a published file's content is not what its name says, which the key of kept features trusts."""
+    promised = re.search(r"-([0-9a-f]{8,})\.", file.name)
+    if promised is None or not file.exists():
+        return
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not found.startswith(promised[1]):
+        raise ValueError(f"its sha256 begins with {found[: len(promised[1])]}, not with {promised[1]}")
