@@ -30,6 +30,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor
+from featx.training.targets import losses
 
 DIGITS = load_digits()
 X, Y = DIGITS.images[:48], np.array(["low", "middle", "high"])[DIGITS.target[:48] % 3]
@@ -225,3 +226,18 @@ def test_threads_of_joblib_give_what_one_thread_gives() -> None:
         found = cross_val_predict(classifier(freeze=-1, dropout=0.3), X, Y, cv=3, method="predict_proba")
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_loss_of_mixed_classes_is_their_cross_entropy_whatever_is_summed_up(smoothing: float) -> None:
+    rng = np.random.default_rng(0)
+    scores, shares = rng.normal(size=(6, 3)), rng.dirichlet(np.ones(3), 6)
+    labels = (shares > 0.3).astype(float)
+    softened = shares * (1 - smoothing) + smoothing / 3
+    expected = -(softened * (scores - np.log(np.exp(scores).sum(1, keepdims=True)))).sum(1)
+    probability, target = 1 / (1 + np.exp(-scores)), labels * (1 - smoothing) + smoothing / 2
+    of_labels = -(target * np.log(probability) + (1 - target) * np.log(1 - probability)).mean(1)
+    for codes, multilabel, wanted in ((shares, False, expected), (labels, True, of_labels)):
+        given = torch.from_numpy(scores), torch.from_numpy(codes), smoothing
+        np.testing.assert_allclose(losses(*given, multilabel=multilabel).numpy(), wanted)
+        assert float(losses(*given, multilabel=multilabel, mean=True)) == pytest.approx(wanted.mean())

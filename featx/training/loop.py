@@ -165,8 +165,8 @@ class Loop:
         with draws:
             with autocast(self.settings.device, self.settings.precision):
                 scores = network(values)
-            each = losses(scores.float(), codes, self.settings.label_smoothing)
-            loss = each.mean() if self._weights is None else (each * self._weights[rows]).mean()
+            each = self._losses(scores.float(), codes, mean=self._weights is None)
+            loss = each if self._weights is None else (each * self._weights[rows]).mean()
             self.optimizer.zero_grad()
             self._scaler.scale(loss).backward()
         if self.settings.max_grad_norm is not None:
@@ -176,7 +176,10 @@ class Loop:
         self._scaler.update()
         if self._mean is not None:
             self._mean.update()
-        return each.detach()
+        return each.detach().expand(len(rows))
+
+    def _losses(self, scores: torch.Tensor, codes: torch.Tensor, mean: bool = False) -> torch.Tensor:
+        return losses(scores, codes, self.settings.label_smoothing, multilabel=self.targets.multilabel, mean=mean)
 
     def _mixed(self, values: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Pairs of images in one proportion, in values and in classes (mixup)."""
@@ -196,7 +199,7 @@ class Loop:
             _restore(self._live, trained)
         codes = torch.from_numpy(targets.codes)
         codes = codes.float() if targets.multilabel else codes.long()
-        each = losses(scores, codes, self.settings.label_smoothing).numpy()
+        each = self._losses(scores, codes).numpy()
         right = (scores > 0).eq(codes > 0).all(1) if targets.multilabel else scores.argmax(1).eq(codes)
         return float(np.average(each, weights=targets.weights)), float(np.average(right, weights=targets.weights))
 

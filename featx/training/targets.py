@@ -94,8 +94,10 @@ def is_multilabel(y: Any) -> bool:
     return y is not None and type_of_target(y, input_name="y") == "multilabel-indicator"
 
 
-def losses(scores: torch.Tensor, codes: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-    """Cross-entropy of each image, of shape (n,); for multilabel codes the mean over its labels.
+def losses(
+    scores: torch.Tensor, codes: torch.Tensor, label_smoothing: float, *, multilabel: bool, mean: bool = False
+) -> torch.Tensor:
+    """Cross-entropy of each image, of shape (n,), or their mean; for multilabel codes the mean over its labels.
 
     Parameters
     ----------
@@ -104,11 +106,17 @@ def losses(scores: torch.Tensor, codes: torch.Tensor, label_smoothing: float) ->
         Shares of the classes where images were mixed, 0 and 1 for labels.
     label_smoothing : float
         Share of each target that is spread over all classes, in 0..1.
+    multilabel : bool
+        Whether an image can be of several classes.
+    mean : bool, default=False
+        Whether their mean is enough, whose slope takes less time to find.
     """
-    if codes.ndim == 1:
-        return F.cross_entropy(scores, codes, reduction="none", label_smoothing=label_smoothing)
+    reduction = "mean" if mean else "none"
+    if not multilabel:
+        return F.cross_entropy(scores, codes, reduction=reduction, label_smoothing=label_smoothing)
     softened = codes * (1 - label_smoothing) + label_smoothing / 2
-    return F.binary_cross_entropy_with_logits(scores, softened, reduction="none").mean(1)
+    each = F.binary_cross_entropy_with_logits(scores, softened, reduction=reduction)
+    return each if mean else each.mean(1)
 
 
 def probabilities(scores: torch.Tensor, multilabel: bool) -> np.ndarray:
