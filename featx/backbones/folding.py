@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
+import torch
 from torch import fx, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
@@ -28,6 +29,7 @@ class Folded:
     hidden: frozenset[tuple[str, int, str]]
 
 
+@torch.inference_mode(False)
 def fold(module: nn.Module) -> Folded:
     """Fold what a trace shows can be folded; a network that cannot be traced stays as it is.
 
