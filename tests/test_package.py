@@ -24,6 +24,7 @@ FLOORS = [
     "backbones",
     "activations",
     "training",
+    "notebook",
     "base",
     "tuning",
     "extractor",
