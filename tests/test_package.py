@@ -29,6 +29,7 @@ FLOORS = [
     "tuning",
     "extractor",
     "classifier",
+    "plots",
 ]
 
 
