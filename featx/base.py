@@ -126,6 +126,21 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[mis
             verbose=self.verbose,
         )
 
+    def _get_params_html(self, deep: bool = True, doc_link: str = "") -> Any:
+        """The table of parameters that notebooks show, with the network's stages below where they cost nothing."""
+        params = super()._get_params_html(deep, doc_link)
+        try:
+            from torch import nn
+
+            from featx.notebook import with_stages
+
+            spec = self._spec()
+            # To know what a callable returns it would have to be called, and that may load weights.
+            known = spec.backbone.named or isinstance(spec.backbone.source, nn.Module)
+            return with_stages(params, self._architecture(spec)) if known else params
+        except Exception:  # wrong parameters are for fit to tell
+            return params
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = self.image_shape is not None

@@ -24,10 +24,12 @@ FLOORS = [
     "backbones",
     "activations",
     "training",
+    "notebook",
     "base",
     "tuning",
     "extractor",
     "classifier",
+    "plots",
 ]
 
 

@@ -1,0 +1,113 @@
+"""Pictures to look at, read from whatever X is exactly as the estimator reads it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from featx.base import NetworkEstimator
+from featx.images.sources import Items, as_items
+
+if TYPE_CHECKING:
+    import torch
+
+    from featx.extractor import PretrainedFeatureExtractor
+
+_Estimator = TypeVar("_Estimator", bound=NetworkEstimator)
+
+# Pixels of the longer side of a picture among others.
+THUMBNAIL = 160
+
+
+def network_estimators(model: Any, kind: type[_Estimator]) -> dict[str, _Estimator]:
+    """Estimators of a kind inside a pipeline, a search or whatever else has parameters.
+
+    Parameters
+    ----------
+    model : estimator
+    kind : type
+        NetworkEstimator or a subclass of it.
+
+    Returns
+    -------
+    dict of str to estimator
+        By the name that the model's ``set_params`` knows them by, empty for the model itself. Of a fitted search those
+        of its best estimator.
+    """
+    if isinstance(model, kind):
+        return {"": model}
+    model = getattr(model, "best_estimator_", model)
+    if isinstance(model, kind):
+        return {"": model}
+    params = model.get_params(deep=True) if hasattr(model, "get_params") else {}
+    return {name: value for name, value in params.items() if isinstance(value, kind)}
+
+
+def reader_of(model: Any) -> NetworkEstimator | None:
+    """The estimator of featx that reads a model's images, if there is one."""
+    return next(iter(network_estimators(model, NetworkEstimator).values()), None)
+
+
+def items_of(X: Any, reader: NetworkEstimator | None) -> Items:
+    """X as images in full, in the form that ``reader`` takes; without one, in any that featx knows."""
+    return as_items(X) if reader is None else reader._items(X, reset=False, in_full=True)
+
+
+def only(image: Any, reader: NetworkEstimator | None) -> Any:
+    """An X that holds one image."""
+    rows = reader is not None and reader.image_shape is not None
+    return np.reshape(image, (1, -1)) if rows else [image]
+
+
+def extractor_of(model: Any, caller: str) -> PretrainedFeatureExtractor:
+    """The one extractor inside a model, a copy of it; of a FineTuneClassifier, what its tuned network extracts.
+
+    Raises
+    ------
+    TypeError
+        There is none.
+    """
+    from sklearn.base import clone
+
+    from featx.classifier import FineTuneClassifier
+    from featx.extractor import PretrainedFeatureExtractor
+
+    for extractor in network_estimators(model, PretrainedFeatureExtractor).values():
+        return clone(extractor)
+    for classifier in network_estimators(model, FineTuneClassifier).values():
+        return classifier.to_extractor()
+    raise TypeError(
+        f"A PretrainedFeatureExtractor or a FineTuneClassifier, or what holds one, is expected by {caller}, got "
+        f"{model!r}."
+    )
+
+
+def as_picture(pixels: torch.Tensor) -> np.ndarray:
+    """Pixels of an image as a picture.
+
+    Parameters
+    ----------
+    pixels : Tensor of shape (channels, height, width)
+        uint8, or floats nominally in 0..1. Others, such as normalised ones, are brought there from their own range.
+        More than three channels, or two, become their mean.
+
+    Returns
+    -------
+    ndarray of shape (height, width, 3), uint8
+    """
+    values = pixels.permute(1, 2, 0).numpy()
+    if values.dtype != np.uint8:
+        low, high = min(0.0, float(values.min())), max(1.0, float(values.max()))
+        values = np.rint((values - low) / (high - low) * 255).astype(np.uint8)
+    if values.shape[2] != 3:
+        values = values.mean(axis=2, keepdims=True).astype(np.uint8).repeat(3, axis=2)
+    return np.ascontiguousarray(values)
+
+
+def thumbnail(items: Items, row: int) -> np.ndarray:
+    """One of the items, upright and in colour, (height, width, 3) uint8; its longer side is THUMBNAIL at most."""
+    picture = Image.fromarray(as_picture(items.load(row)))
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    return np.asarray(picture)
