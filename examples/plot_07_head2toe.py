@@ -66,14 +66,14 @@ for name, values in scores.items():
 labelled, _ = next(draws.split(X, y))
 head2toe.fit(X[labelled], y[labelled])
 names = head2toe[:-1].get_feature_names_out()
-stages = [name.split("_avg_")[0] for name in all_layers.get_feature_names_out()]
+stages = [name.split("_avg")[0] for name in all_layers.get_feature_names_out()]
 order = list(dict.fromkeys(stages))
-kept = [sum(name.startswith(f"{stage}_avg_") for name in names) / stages.count(stage) for stage in order]
+kept = [sum(name.startswith(f"{stage}_avg") for name in names) / stages.count(stage) for stage in order]
 
 figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
 axes.bar(order, kept)
 axes.axhline(0.25, color="0.5", linestyle="--", linewidth=1, label="if it were the same everywhere")
-axes.set(xlabel="stage, shallow to deep", ylabel="share of its features kept")
+axes.set(xlabel="stage, shallow to deep", ylabel="share of its features kept", ylim=(0, 0.5))
 axes.legend()
 
 print(f"accuracy {scores['Head2Toe'].mean():.3f}, baseline {scores['last layer'].mean():.3f}")
