@@ -28,6 +28,8 @@ FLOORS = [
     "tuning",
     "extractor",
     "classifier",
+    "cli",
+    "__main__",
 ]
 
 
