@@ -17,7 +17,7 @@ from featx.cli.search import search
 from featx.cli.similar import similar
 
 _PER_CLASS, _SIDE = 12, 32
-_NETWORK = "--image-size 16 --no-cache --quiet"
+_NETWORK = "--image-size 16 --folds 3 --no-cache --quiet"
 
 
 @click.command(epilog=example("featx demo --folder digits"))
@@ -41,7 +41,7 @@ def _show(folder: Path) -> None:
     known, new, model = (shlex.quote(str(folder / name)) for name in ("photos", "new", "model.joblib"))
     click.echo(f"{_PER_CLASS} pictures of each digit in {known}, one subfolder per digit; others in {new}.")
     _run(search, f"{known} --backbones featx_micro --layers all --poolings avg,max {_NETWORK}")
-    _run(fit, f"{known} -o {model} --backbone featx_micro --layers 1,2 --pooling max {_NETWORK}")
+    _run(fit, f"{known} -o {model} --backbone featx_micro --layers all {_NETWORK}")
     _run(predict, f"{model} {new} --no-cache --quiet")
     _run(similar, f"{model} {known} {new}/7/0.png -n 3 --no-cache --quiet")
     click.echo("\nNext: the same with photos of your own, and --backbone resnet18. featx COMMAND --help says more.")
