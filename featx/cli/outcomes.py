@@ -79,7 +79,7 @@ class Console:
     def list_broken(self) -> None:
         """Print the photos that could not be read, to stderr."""
         if self.broken:
-            click.echo(f"{len(self.broken)} photos could not be read:", err=True)
+            click.echo(f"{len(self.broken)} photo{'s' * (len(self.broken) > 1)} could not be read:", err=True)
         for photo in self.broken:
             click.echo(f"  {shown(photo.path)}: {photo.reason}", err=True)
 
