@@ -28,12 +28,17 @@ class ImageError(FeatxError, ValueError):
         Position in X, counted from 0.
     source : str or None, default=None
         The file it was read from, None for pixels in memory.
+    reason : str or None, default=None
+        What is wrong, alone ("truncated JPEG").
     """
 
-    def __init__(self, message: str, *, row: int | None = None, source: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, row: int | None = None, source: str | None = None, reason: str | None = None
+    ) -> None:
         super().__init__(message)
         self.row = row
         self.source = source
+        self.reason = reason
 
 
 class LayerError(FeatxError, ValueError):

@@ -241,8 +241,7 @@ class PretrainedFeatureExtractor(TransformerMixin, NetworkEstimator):  # type: i
         ValueError
             X is of no form that is known, or a parameter is wrong.
         """
-        self._validate_params()
-        extraction = self._extraction(self._items(X, reset=False))
+        extraction = self._extraction_of_images(X)
         features = np.empty((len(extraction.items), *extraction.recipe.plan.shape), dtype=np.float32)
         with closing(extraction.iter_blocks()) as blocks:
             for block in blocks:
@@ -269,8 +268,7 @@ class PretrainedFeatureExtractor(TransformerMixin, NetworkEstimator):  # type: i
         ValueError
             ``cache`` is None, or something is wrong as in :meth:`transform`.
         """
-        self._validate_params()
-        self._extraction(self._items(X, reset=False)).warm([layers] if isinstance(layers, (str, Integral)) else layers)
+        self._extraction_of_images(X).warm([layers] if isinstance(layers, (str, Integral)) else layers)
         return self
 
     def iter_transform(self, X: Any) -> Iterator[np.ndarray]:
@@ -286,8 +284,7 @@ class PretrainedFeatureExtractor(TransformerMixin, NetworkEstimator):  # type: i
         rows : ndarray of shape (at most batch_size, n_features), float32
             In the order of X. Decoding stops when the iterator is closed.
         """
-        self._validate_params()
-        return self._extraction(self._items(X, reset=False)).iter_rows()
+        return self._extraction_of_images(X).iter_rows()
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of the columns: layer, pooling and position, such as ``"layer4_avg_17"``.
@@ -317,6 +314,11 @@ class PretrainedFeatureExtractor(TransformerMixin, NetworkEstimator):  # type: i
         from featx.activations.plan import FeaturePlan
 
         return FeaturePlan(tuple(architecture.resolve(self.layers)), self.pooling, self.grid, self.normalize)
+
+    def _extraction_of_images(self, X: Any) -> Extraction:
+        """What the public methods run; its blocks also tell why an image could not be read."""
+        self._validate_params()
+        return self._extraction(self._items(X, reset=False))
 
     def _extraction(self, items: Items) -> Extraction:
         spec = self._spec()

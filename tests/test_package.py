@@ -30,6 +30,8 @@ FLOORS = [
     "extractor",
     "classifier",
     "plots",
+    "cli",
+    "__main__",
 ]
 
 

@@ -72,8 +72,8 @@ class Extraction:
                 for start in range(0, len(block.rows), self.batch_size):
                     yield block.rows[start : start + self.batch_size]
 
-    def warm(self, layers: Iterable[Any] | None) -> None:
-        """Compute what the store does not know yet of the plan's and some more layers.
+    def warm(self, layers: Iterable[Any] | None) -> list[ImageError]:
+        """Compute what the store does not know yet of the plan's and some more layers; errors of unreadable images.
 
         Raises
         ------
@@ -88,6 +88,7 @@ class Extraction:
             kept = self._kept(tick, [*self.recipe.plan.slots, *more], memory=False)  # what counts is the disk
             if kept is not None:
                 errors += kept.warm(self.items)
+        return errors
 
     @property
     def _how(self) -> dict[str, Any]:

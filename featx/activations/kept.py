@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -117,9 +117,7 @@ class KeptRecipe:
             return [place not in missing for place in places]
 
         def batches() -> Iterator[list[int]]:
-            waiting = deque(missing)
-            while waiting:
-                window = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
+            for window in windows(missing, self.batch_size):
                 taken = self.session.take([lookup.digests[place] for place in window], is_there)
                 if taken:
                     yield [lookup.rows[lookup.place_of[digest]] for digest in taken]
@@ -249,6 +247,23 @@ class _Lookup:
         except ImageError as error:
             return error
         return otherwise
+
+
+def windows(places: Sequence[int], size: int) -> Iterator[list[int]]:
+    """At most ``size`` places at a time, cut at multiples of ``size`` wherever the parts do not fit together.
+
+    A run that goes on where another was killed then makes the batches that the other would have made, and so the same
+    values to the last bit, also where unreadable images are missing from the batches before.
+    """
+    window: list[int] = []
+    for _, group in groupby(places, key=lambda place: place // size):
+        more = list(group)
+        if len(window) + len(more) > size:
+            yield window
+            window = []
+        window += more
+    if window:
+        yield window
 
 
 def kept_slots(keep: str, architecture: Architecture, network: Network) -> tuple[Slot, ...]:

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from featx.backbones.layers import Architecture
+
+KINDS = ("stages", "blocks", "modules")
+
 
 def list_layers(backbone: object = "resnet18", *, kind: str = "stages", image_size: int | None = None) -> list[str]:
     """Names that ``layers`` takes for a backbone, in the order in which the network reaches them; fetches no weights.
@@ -27,12 +34,21 @@ def list_layers(backbone: object = "resnet18", *, kind: str = "stages", image_si
     >>> list_layers("resnet18")
     ['relu', 'layer1', 'layer2', 'layer3', 'layer4']
     """
+    if kind not in KINDS:
+        raise ValueError(f'kind is expected to be "stages", "blocks" or "modules", got kind={kind!r}.')
+    return names_of(architecture_of(backbone, image_size), kind)
+
+
+def names_of(architecture: Architecture, kind: str) -> list[str]:
+    """Names of one kind, as :func:`list_layers` gives them."""
+    return list({"stages": architecture.stages, "blocks": architecture.blocks, "modules": architecture.names}[kind])
+
+
+def architecture_of(backbone: object, image_size: int | None = None) -> Architecture:
+    """What can be read from a backbone; fetches no weights."""
     from featx.backbones.catalogue import resolve_backbone
     from featx.backbones.networks import network_spec
 
-    if kind not in ("stages", "blocks", "modules"):
-        raise ValueError(f'kind is expected to be "stages", "blocks" or "modules", got kind={kind!r}.')
     entry = resolve_backbone(backbone).entry
     spec = network_spec(backbone, None if entry and not entry.published else "DEFAULT", seed=0)
-    architecture = spec.architecture(None if image_size is None else spec.square(image_size))
-    return list({"stages": architecture.stages, "blocks": architecture.blocks, "modules": architecture.names}[kind])
+    return spec.architecture(None if image_size is None else spec.square(image_size))

@@ -70,7 +70,7 @@ def load_image_folder(
     """
     root = _check_folder(path)
     extensions = (extensions,) if isinstance(extensions, str) else extensions
-    classes = [(folder.name, files) for folder in _folders(root) if (files := _files(folder, extensions))]
+    classes = [(folder.name, files) for folder in class_folders(root) if (files := _files(folder, extensions))]
     if not classes:
         raise ValueError(
             f"A folder with one subfolder of pictures per class is expected, got path={str(root)!r} without any file "
@@ -94,24 +94,27 @@ def _check_folder(path: str | os.PathLike[str]) -> Path:
     return root
 
 
-def _folders(root: Path) -> list[Path]:
-    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not _is_hidden(entry.name))
+def class_folders(root: Path) -> list[Path]:
+    """The subfolders that stand for classes, sorted."""
+    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not is_hidden(entry.name))
 
 
 def _files(folder: Path, extensions: tuple[str, ...]) -> list[str]:
     endings = tuple(extension.lower() for extension in extensions)
     found: list[str] = []
     for parent, folders, names in os.walk(folder, onerror=_raise):
-        folders[:] = [name for name in folders if not _is_hidden(name)]
-        found += [os.path.join(parent, name) for name in names if _is_picture(name, endings)]
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        found += [os.path.join(parent, name) for name in names if is_picture(name, endings)]
     return sorted(found)
 
 
-def _is_picture(name: str, endings: tuple[str, ...]) -> bool:
-    return name.lower().endswith(endings) and not _is_hidden(name)
+def is_picture(name: str, endings: tuple[str, ...] = IMAGE_EXTENSIONS) -> bool:
+    """Whether a file is taken for a picture, by its name alone."""
+    return name.lower().endswith(endings) and not is_hidden(name)
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is left out."""
     return name.startswith(".")
 
 

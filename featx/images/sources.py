@@ -148,7 +148,7 @@ class Items(Sequence[Item]):
         original = self._rows[row]
         where = f"X[{original}]" if item.source is None else f"X[{original}] ({item.source!r})"
         message = f'{where} is not a readable image: {error}. Remove it, or set on_error="nan".'
-        raise ImageError(message, row=original, source=item.source) from error
+        raise ImageError(message, row=original, source=item.source, reason=str(error)) from error
 
 
 def as_items(

@@ -1,0 +1,35 @@
+"""All commands under one name."""
+
+from __future__ import annotations
+
+import click
+
+from featx._version import __version__
+from featx.cli.cache import cache
+from featx.cli.demo import demo
+from featx.cli.extract import extract
+from featx.cli.fit import fit
+from featx.cli.layers import layers
+from featx.cli.options import example
+from featx.cli.outcomes import Program
+from featx.cli.predict import predict
+from featx.cli.search import search
+from featx.cli.similar import similar
+
+
+@click.group(
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=example("featx demo"),
+)
+@click.version_option(__version__, prog_name="featx")
+def featx() -> None:
+    """Transfer learning with your own photos: pretrained networks, without a line of code.
+
+    Photos lie in folders, for learning in one subfolder per class. Exit codes: 0 fine, 1 an error, told in one line,
+    2 wrong usage, 130 interrupted.
+    """
+
+
+for _command in (layers, fit, predict, search, extract, similar, cache, demo):
+    featx.add_command(_command)

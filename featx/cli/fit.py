@@ -1,0 +1,172 @@
+"""``featx fit``: from a folder of class subfolders to a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+
+from featx.classifier import FineTuneClassifier
+from featx.cli.files import OutputFile
+from featx.cli.models import SAFE, readable, save_model
+from featx.cli.options import (
+    Listed,
+    Machine,
+    Reading,
+    backbone_option,
+    example,
+    extractor_for,
+    pooling_option,
+    weights_of,
+    with_console,
+    with_machine,
+    with_reading,
+)
+from featx.cli.outcomes import Console
+from featx.cli.photos import list_labelled
+from featx.cli.scoring import candidates, classifier, compute_once, folds_for, scores_of
+from featx.store import FeatureStore
+
+_FOLDS, _FOLDS_TUNED = 5, 3
+
+
+@click.command(epilog=example("featx fit photos/ -o model.joblib"))
+@click.argument("photos", type=click.Path(exists=True, file_okay=False))
+@click.option(
+    "-o",
+    "--output",
+    type=OutputFile(".joblib", SAFE),
+    required=True,
+    help="File to write: .joblib, or with --fine-tune also .safetensors, from which no code can run.",
+)
+@backbone_option
+@click.option(
+    "--layers",
+    type=Listed("LAYERS"),
+    help="What to choose from, with commas between: penultimate, stage numbers (-1 is the last), names, or all.  "
+    "[default: penultimate,-2; with --fine-tune penultimate]",
+)
+@pooling_option
+@with_reading
+@click.option("--fine-tune", is_flag=True, help="Train the network too, not only a classifier on its features.")
+@click.option(
+    "--freeze",
+    type=Listed("STAGES"),
+    default="-1",
+    show_default=True,
+    help="With --fine-tune, what stays as it was: a number of stages from the input, -n for all but the last n, all, "
+    "or a module's name. Fewer take longer.",
+)
+@click.option("--epochs", type=click.IntRange(1), help="With --fine-tune.  [default: by the number of photos]")
+@click.option(
+    "--folds",
+    type=click.IntRange(2),
+    help=f"Of the cross-validation.  [default: {_FOLDS}; with --fine-tune {_FOLDS_TUNED}]",
+)
+@with_machine
+@with_console
+def fit(
+    photos: str,
+    output: Path,
+    backbone: str,
+    layers: list[str | int] | None,
+    pooling: str,
+    reading: Reading,
+    fine_tune: bool,
+    freeze: list[str | int],
+    epochs: int | None,
+    folds: int | None,
+    machine: Machine,
+    console: Console,
+) -> None:
+    """Learn the classes of PHOTOS, a folder with one subfolder per class, and write a model.
+
+    A pretrained network describes each photo, once; a logistic regression learns the classes from that. Layer and
+    regularisation are chosen by cross-validation, whose accuracy is printed. It is that of the best of some choices,
+    hence a little high; photos that were never shown tell more.
+    """
+    if output.suffix.lower() == SAFE and not fine_tune:
+        raise click.UsageError(f"{SAFE} is expected with --fine-tune only. Name the model .joblib.")
+    paths, y = list_labelled(photos, console)
+    with machine.store() as store:
+        if fine_tune:
+            params = {
+                "layers": _only(layers, "--layers"),
+                "freeze": _only(freeze, "--freeze"),
+                "epochs": epochs or "auto",
+            }
+            extra = {**params, "pooling": pooling, "weights": weights_of(reading.weights), **reading.params()}
+            tuned = FineTuneClassifier(backbone, random_state=0, **(extra | machine.params(console) | {"cache": store}))
+            model, result = _fine_tuned(tuned, paths, y, folds or _FOLDS_TUNED, console)
+        else:
+            choices = backbone, layers, pooling, reading, machine
+            model, result = _on_features(choices, store, paths, y, folds or _FOLDS, console)
+        save_model(model, output)
+    console.say(f"{_told(result)}\nModel: {output}\nNext: featx predict {output} FOLDER -o labels.csv")
+    console.finish(result | {"model": str(output)}, len(paths))
+
+
+def _on_features(
+    choices: tuple[str, list[str | int] | None, str, Reading, Machine],
+    store: FeatureStore,
+    paths: list[str],
+    y: np.ndarray,
+    n_folds: int,
+    console: Console,
+) -> tuple[Any, dict[str, Any]]:
+    backbone, layers, pooling, reading, machine = choices
+    extractor = extractor_for(backbone, reading, machine, console, cache=store, pooling=pooling)
+    names = candidates(extractor, layers or _usual_layers(extractor))
+    good = compute_once(extractor.set_params(layers=names), names, paths, console)
+    folds = folds_for(y[good], n_folds)
+    kept = [paths[row] for row in good.tolist()]
+    scores = scores_of(extractor, [(name, pooling) for name in names], kept, y[good], folds)
+    best = max(scores, key=lambda score: score.accuracy)
+    rows = extractor.set_params(layers=best.layer).transform(kept)
+    learnt = classifier(best.C).fit(rows, y[good])
+    model = make_pipeline(extractor.set_params(on_error="raise"), *(step for _, step in learnt.steps))
+    return model, best.as_dict() | _about(y[good], folds.n_splits, len(scores))
+
+
+def _usual_layers(extractor: Any) -> list[str | int]:
+    several = len(extractor._architecture(extractor._spec()).stages) > 1
+    return ["penultimate", -2] if several else ["penultimate"]
+
+
+def _fine_tuned(
+    model: FineTuneClassifier, paths: list[str], y: np.ndarray, n_folds: int, console: Console
+) -> tuple[Any, dict[str, Any]]:
+    good = readable(model, paths, console)
+    folds = folds_for(y[good], n_folds)
+    kept = np.array([paths[row] for row in good.tolist()], dtype=object)
+    scores = cross_val_score(model, kept, y[good], cv=folds, error_score="raise")
+    model.fit(kept, y[good])
+    result = {"backbone": model.backbone, "layer": str(model.layers), "pooling": model.pooling}
+    result |= {"freeze": model.freeze, "epochs": model.n_iter_}
+    result |= {"accuracy": float(scores.mean()), "spread": float(scores.std())}
+    return model, result | _about(y[good], folds.n_splits, 1)
+
+
+def _about(y: np.ndarray, n_folds: int, n_layers: int) -> dict[str, Any]:
+    return {"classes": np.unique(y).tolist(), "n_used": len(y), "folds": n_folds, "layers_tried": n_layers}
+
+
+def _told(result: dict[str, Any]) -> str:
+    how = f"C={result['C']:g}" if "C" in result else f"freeze={result['freeze']}, {result['epochs']} epochs"
+    return (
+        f"{result['n_used']} photos of {len(result['classes'])} classes: {', '.join(result['classes'][:10])}"
+        f"{', ...' if len(result['classes']) > 10 else ''}\n"
+        f"{result['backbone']}, layer {result['layer']}, {result['pooling']} pooling, {how}\n"
+        f"Accuracy {result['accuracy']:.3f} +- {result['spread']:.3f} ({result['folds']}-fold cross-validation)"
+    )
+
+
+def _only(values: list[str | int] | None, option: str) -> str | int:
+    first, *more = values or ["penultimate"]
+    if more:
+        raise click.UsageError(f"One value of {option} is expected with --fine-tune, got {len(more) + 1}.")
+    return first

@@ -1,0 +1,118 @@
+"""Fitted models: in files, and what they make of photos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import joblib
+import numpy as np
+from sklearn.pipeline import Pipeline
+
+from featx.classifier import FineTuneClassifier
+from featx.cli.files import replacing
+from featx.cli.options import Machine
+from featx.cli.outcomes import Console, broken_of, one_line
+from featx.extractor import PretrainedFeatureExtractor
+
+SAFE = ".safetensors"
+_ANYWHERE: dict[str, Any] = {"cache": None, "device": None, "n_jobs": None, "verbose": 0}
+
+
+def save_model(model: Any, path: Path) -> None:
+    """Write a fitted model, without what belongs to this machine."""
+    first = model[0] if isinstance(model, Pipeline) else model
+    first.set_params(**_ANYWHERE)
+    with replacing(path) as part:
+        if path.suffix.lower() == SAFE:
+            model.save(part)
+        else:
+            joblib.dump(model, part)
+
+
+def load_model(path: str) -> Pipeline | FineTuneClassifier:
+    """A fitted model from its file.
+
+    Raises
+    ------
+    ClickException
+        The file holds something else.
+    """
+    try:
+        model = FineTuneClassifier.load(path) if path.lower().endswith(SAFE) else joblib.load(path)
+    except Exception as error:  # a pickle can raise anything
+        raise click.ClickException(f"{path} is not a model that can be loaded: {one_line(error)}") from error
+    first = model[0] if isinstance(model, Pipeline) else None
+    if not isinstance(model, FineTuneClassifier) and not isinstance(first, PretrainedFeatureExtractor):
+        raise click.ClickException(
+            f"A FineTuneClassifier or a Pipeline that begins with a PretrainedFeatureExtractor is expected in {path}, "
+            f"got {type(model).__name__}. Make one with: featx fit photos/ -o model.joblib"
+        )
+    return model
+
+
+def predictions(
+    model: Pipeline | FineTuneClassifier, paths: Sequence[str], machine: Machine, console: Console
+) -> tuple[list[Any], list[float | None]]:
+    """A label and its probability for every photo, None for those that cannot be read."""
+    rows, inputs = _inputs(model, paths, machine, console)
+    last = model[1:] if isinstance(model, Pipeline) else model
+    labels: list[Any] = [None] * len(paths)
+    confidences: list[float | None] = [None] * len(paths)
+    if len(rows):
+        if hasattr(last, "predict_proba"):
+            proba = last.predict_proba(inputs)
+            found, best = last.classes_[proba.argmax(axis=1)], proba.max(axis=1).tolist()
+        else:
+            found, best = last.predict(inputs), [None] * len(rows)
+        for row, label, confidence in zip(rows.tolist(), np.asarray(found).tolist(), best, strict=True):
+            labels[row], confidences[row] = label, confidence
+    return labels, confidences
+
+
+def features(
+    model: Pipeline | FineTuneClassifier, paths: Sequence[str], machine: Machine, console: Console
+) -> np.ndarray:
+    """What the model's classifier reads of every photo: rows of NaN for those that cannot be read."""
+    rows, inputs = _inputs(model, paths, machine, console)
+    if not len(rows):
+        return np.full((len(paths), 1), np.nan)
+    if isinstance(model, Pipeline):
+        found = model[1:-1].transform(inputs) if len(model) > 2 else inputs
+    else:
+        found = model.transform(inputs)
+    out = np.full((len(paths), found.shape[1]), np.nan)
+    out[rows] = found
+    return out
+
+
+def read_features(extractor: PretrainedFeatureExtractor, paths: Sequence[str], console: Console) -> np.ndarray:
+    """Features of photos, NaN for those that cannot be read, which the console is told of."""
+    blocks = []
+    for block in extractor._extraction_of_images([*paths]).iter_blocks():
+        console.leave_out(broken_of(block.errors, paths))
+        blocks.append(block.rows)
+    return np.concatenate(blocks)
+
+
+def readable(estimator: Any, paths: Sequence[str], console: Console) -> np.ndarray:
+    """Rows of the photos that can be read, by reading them; the console is told of the others."""
+    from featx.activations.engine import n_threads
+    from featx.images.loading import unreadable_rows
+
+    errors = unreadable_rows(estimator._items([*paths], reset=False), n_threads(estimator.n_jobs))
+    console.leave_out(broken_of(errors.values(), paths))
+    return np.setdiff1d(np.arange(len(paths)), list(errors))
+
+
+def _inputs(model: Any, paths: Sequence[str], machine: Machine, console: Console) -> tuple[np.ndarray, Any]:
+    """Rows of the readable photos, and what of them goes on: features in a pipeline, paths in fine-tuning."""
+    params = machine.params(console)
+    if isinstance(model, Pipeline):
+        features = read_features(model[0].set_params(**params, on_error="nan"), paths, console)
+        rows = np.flatnonzero(~np.isnan(features).any(axis=1))
+        return rows, features[rows]
+    rows = readable(model.set_params(**params, on_error="raise"), paths, console)
+    return rows, [paths[row] for row in rows.tolist()]

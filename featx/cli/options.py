@@ -1,0 +1,263 @@
+"""Options that commands share, and what they make: a console, and settings for estimators."""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from featx.cli.outcomes import Console
+from featx.extractor import PretrainedFeatureExtractor
+from featx.store import FeatureStore, resolve_store
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Poolings of which one pass over the photos keeps all.
+KEPT_POOLINGS = ("avg", "max", "gem")
+
+
+class Listed(click.ParamType[list[str | int]]):
+    """Values with commas between them, as a list.
+
+    Parameters
+    ----------
+    name : str
+        For help.
+    known : tuple of str, default=()
+        The only values there are; empty for any. Whole numbers among any become int.
+    """
+
+    def __init__(self, name: str, known: tuple[str, ...] = ()) -> None:
+        self.name, self.known = name, known
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str | int]:
+        """Split, and check."""
+        if isinstance(value, list):
+            return value
+        parts = [part.strip() for part in str(value).split(",") if part.strip()]
+        for part in parts:
+            if self.known and part not in self.known:
+                self.fail(f"{part!r} is not one of {', '.join(self.known)}.", param, ctx)
+        if not parts:
+            self.fail("At least one value is expected.", param, ctx)
+        numbers = parts if self.known else [_number_or_name(part) for part in parts]
+        return list(dict.fromkeys(numbers))
+
+
+def _number_or_name(part: str) -> str | int:
+    return int(part) if part.removeprefix("-").isascii() and part.removeprefix("-").isdigit() else part
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How to go about it: nothing here changes a result.
+
+    Attributes
+    ----------
+    cache : bool
+    device : str or None
+    batch_size : int
+    n_jobs : int or None
+    """
+
+    cache: bool
+    device: str | None
+    batch_size: int
+    n_jobs: int | None
+
+    def params(self, console: Console) -> dict[str, Any]:
+        """For an estimator."""
+        return {
+            "cache": True if self.cache else None,
+            "device": self.device,
+            "batch_size": self.batch_size,
+            "n_jobs": self.n_jobs,
+            "verbose": console.verbose,
+        }
+
+    @contextmanager
+    def store(self) -> Iterator[FeatureStore]:
+        """The user's feature store, or one that lasts as long as the command: a photo passes a network once anyhow."""
+        store = resolve_store(True)
+        if self.cache and store is not None:
+            yield store
+            return
+        with tempfile.TemporaryDirectory(prefix="featx-") as folder:
+            yield FeatureStore(folder)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What decides the features: the network, and how photos are brought to it.
+
+    Attributes
+    ----------
+    weights : str or None
+    image_size : int or None
+    precision, decode : str
+    """
+
+    weights: str | None
+    image_size: int | None
+    precision: str
+    decode: str
+
+    def params(self) -> dict[str, Any]:
+        """For an estimator."""
+        return {"image_size": self.image_size, "precision": self.precision, "decode": self.decode}
+
+
+def extractor_for(
+    backbone: str, reading: Reading, machine: Machine, console: Console, **params: Any
+) -> PretrainedFeatureExtractor:
+    """An extractor that gives rows of NaN for unreadable photos."""
+    given = {"weights": weights_of(reading.weights), **reading.params(), **machine.params(console)}
+    return PretrainedFeatureExtractor(backbone, on_error="nan", **(given | params))
+
+
+def weights_of(spec: str | None) -> str | None:
+    """What ``--weights`` means: a file by its full path, so that a model finds it from anywhere, or a name, or none."""
+    if spec is None:
+        return "DEFAULT"
+    if spec.lower() == "none":
+        return None
+    return os.path.abspath(spec) if Path(spec).is_file() else spec
+
+
+def one_or_list(layers: list[str | int]) -> Any:
+    """Layers as estimators take them: a single one as it is."""
+    return layers[0] if len(layers) == 1 else layers
+
+
+def example(*lines: str) -> str:
+    """The end of a command's help."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_traceback = click.option(
+    "--traceback", is_flag=True, expose_value=False, help="Show where in the code an error comes from."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, for scripts.")
+_quiet = click.option("--quiet", "-q", is_flag=True, help="No progress bars and notes.")
+_strict = click.option("--strict", is_flag=True, help="Stop with exit code 1 at the first photo that cannot be read.")
+_machine = (
+    click.option(
+        "--cache/--no-cache",
+        default=True,
+        show_default=True,
+        help="Keep features for later commands, in $FEATX_CACHE or the user's cache folder.",
+    ),
+    click.option("--device", metavar="NAME", help="cpu, cuda, mps, cuda:1, ...  [default: the best there is]"),
+    click.option(
+        "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Photos computed together."
+    ),
+    click.option("--n-jobs", type=int, help="Threads that decode photos.  [default: as many as torch uses]"),
+)
+_reading = (
+    click.option(
+        "--weights",
+        metavar="NAME|FILE",
+        help="Name of published weights, a .safetensors or .pth file, or none for a random network.  "
+        "[default: the network's usual ones]",
+    ),
+    click.option(
+        "--image-size",
+        type=click.IntRange(1),
+        help="Side in pixels that the network sees.  [default: as it was trained]",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["float32", "bfloat16", "float16"]),
+        default="float32",
+        show_default=True,
+        help="Of the network's arithmetic.",
+    ),
+    click.option(
+        "--decode",
+        type=click.Choice(["exact", "fast"]),
+        default="exact",
+        show_default=True,
+        help="fast reads large JPEGs at a smaller scale.",
+    ),
+)
+
+backbone_option = click.option(
+    "--backbone",
+    default="resnet18",
+    show_default=True,
+    metavar="NAME",
+    help="A network of torchvision, timm/NAME, or featx_micro, which is small, comes with featx and suits small "
+    "pictures only.",
+)
+pooling_option = click.option(
+    "--pooling",
+    type=click.Choice([*KEPT_POOLINGS, "cls", "flatten"]),
+    default="avg",
+    show_default=True,
+    help="How a layer's places become one row.",
+)
+layers_option = click.option(
+    "--layers",
+    type=Listed("LAYERS"),
+    default="penultimate",
+    show_default=True,
+    help="What to read: penultimate, stage numbers (-1 is the last), names, or all; several with commas between, side "
+    "by side.",
+)
+
+
+def with_console(function: F) -> F:
+    """Pass ``console``, made of ``--json``, ``--quiet`` and ``--strict``."""
+
+    @functools.wraps(function)
+    def command(*args: Any, console: Console, **given: Any) -> Any:
+        try:
+            return function(*args, console=console, **given)
+        except Exception:
+            console.list_broken()  # too many of them may be why
+            raise
+
+    return _options(_strict, _json, _quiet, _traceback)(_gathering(Console, "console", command))  # type: ignore
+
+
+def with_plain_console(function: F) -> F:
+    """Pass ``console``, where no photos are read."""
+    return _options(_json, _traceback)(_gathering(Console, "console", function))
+
+
+def with_machine(function: F) -> F:
+    """Pass ``machine``, made of the options that change no result."""
+    return _options(*_machine)(_gathering(Machine, "machine", function))
+
+
+def with_reading(function: F) -> F:
+    """Pass ``reading``, made of the options that change the features."""
+    return _options(*_reading)(_gathering(Reading, "reading", function))
+
+
+def _gathering(kind: type, name: str, function: F) -> F:
+    """The function, called with some of its options in one object."""
+    names = {field.name for field in fields(kind)}
+
+    @functools.wraps(function)
+    def command(*args: Any, **given: Any) -> Any:
+        mine = {option: given.pop(option) for option in names & given.keys()}
+        return function(*args, **given, **{name: kind(**mine)})
+
+    return command  # type: ignore[return-value]

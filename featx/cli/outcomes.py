@@ -1,0 +1,167 @@
+"""How a command ends: what it prints, in which form, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import click
+
+from featx.exceptions import FeatxError, ImageError
+
+_INTERRUPTED = 130
+# Errors whose message says all; of others the kind helps too.
+_PLAIN = (FeatxError, ValueError, OSError)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A photo that cannot be read.
+
+    Attributes
+    ----------
+    path, reason : str
+    """
+
+    path: str
+    reason: str
+
+
+@dataclass
+class Console:
+    """Where a command writes: results to stdout, as words or as one JSON object; everything else to stderr.
+
+    Attributes
+    ----------
+    quiet, as_json, strict : bool
+        As the options of these names.
+    broken : list of Broken
+        The photos that could not be read so far.
+    """
+
+    quiet: bool = False
+    as_json: bool = False
+    strict: bool = False
+    broken: list[Broken] = field(default_factory=list)
+
+    @property
+    def verbose(self) -> int:
+        """What estimators take as ``verbose``: a progress bar where somebody is there to see it."""
+        return int(not self.quiet and sys.stderr.isatty())
+
+    def say(self, text: str) -> None:
+        """Print a result, unless all results come as JSON."""
+        if not self.as_json:
+            click.echo(text)
+
+    def note(self, text: str) -> None:
+        """Print to stderr what is good to know."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def leave_out(self, found: Iterable[Broken]) -> None:
+        """Remember broken photos for the end; with ``--strict`` this is the end.
+
+        Raises
+        ------
+        ClickException
+        """
+        for photo in found:
+            if self.strict:
+                raise click.ClickException(f"{shown(photo.path)} cannot be read: {photo.reason}")
+            self.broken.append(photo)
+
+    def list_broken(self) -> None:
+        """Print the photos that could not be read, to stderr."""
+        if self.broken:
+            click.echo(f"{len(self.broken)} photo{'s' * (len(self.broken) > 1)} could not be read:", err=True)
+        for photo in self.broken:
+            click.echo(f"  {shown(photo.path)}: {photo.reason}", err=True)
+
+    def finish(self, result: dict[str, Any], n_photos: int | None = None) -> None:
+        """List the broken photos, and print the result as JSON where that is asked for."""
+        self.list_broken()
+        if self.as_json:
+            broken = [{"path": shown(photo.path), "reason": photo.reason} for photo in self.broken]
+            photos = {} if n_photos is None else {"n_photos": n_photos, "broken": broken}
+            click.echo(json.dumps(result | photos, allow_nan=False))
+
+
+def broken_of(errors: Iterable[ImageError], paths: Sequence[str]) -> list[Broken]:
+    """The library's errors of unreadable images as broken photos."""
+    return [Broken(paths[error.row], error.reason or str(error)) for error in errors if error.row is not None]
+
+
+def shown(path: str) -> str:
+    """A path as text that every file can hold: bytes of names that are no text become escapes."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Rows in columns, numbers to the right."""
+    cells = [[*map(str, row)] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [cell.rjust(n) if r else cell.ljust(n) for cell, n, r in zip(row, widths, right, strict=True)]
+        return "  ".join(padded).rstrip()
+
+    return "\n".join(map(line, cells))
+
+
+def _is_number(cell: str) -> bool:
+    return cell[:1].isdigit() or cell[:1] in "-.+"
+
+
+class Program(click.Group):
+    """The top of the command line: every end becomes an exit code and at most one line."""
+
+    def main(  # type: ignore[override]  # whatever standalone_mode says, there is one way to end
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
+        """Run a command and leave the process."""
+        given = list(sys.argv[1:] if args is None else args)
+        run = super().main
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* images could not be read")  # listed at the end instead
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            code = _exit_code(
+                lambda: run(given, prog_name, **(extra | {"standalone_mode": False})), "--traceback" in given
+            )
+        sys.exit(code)
+
+
+def _exit_code(run: Callable[[], Any], with_traceback: bool) -> int:
+    try:
+        code = run()
+    except click.ClickException as error:
+        if with_traceback and error.__cause__ is not None:
+            traceback.print_exception(error)
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt) as error:
+        interrupted = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
+        click.echo("Interrupted." if interrupted else "Nothing was done.", err=True)
+        return _INTERRUPTED if interrupted else 1
+    except Exception as error:
+        if with_traceback:
+            traceback.print_exc()
+        kind = "" if isinstance(error, _PLAIN) else f"{type(error).__name__}: "
+        click.echo(f"Error: {kind}{one_line(error)}", err=True)
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message, whatever it looks like."""
+    return shown(" ".join(str(error).split())) or type(error).__name__
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)

@@ -1,0 +1,481 @@
+"""Laws of the command line: one pass per photo, broken photos told, nothing half-written, every end an exit code."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import joblib
+import numpy as np
+import pyarrow.parquet
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+from pictures import colours, damaged_png, encode, photo, png_header
+
+from featx import FeatureStore, PretrainedFeatureExtractor, list_layers
+from featx.activations.kept import windows
+from featx.cli.commands import featx
+
+MICRO = ["--backbone", "featx_micro"]
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FeatureStore:
+    monkeypatch.setenv("FEATX_CACHE", str(tmp_path / "cache"))
+    return FeatureStore(tmp_path / "cache")
+
+
+def picture(red: bool) -> np.ndarray:
+    pixels = RNG.integers(0, 120, size=(32, 32, 3), dtype=np.uint8)
+    pixels[..., 0 if red else 2] += 120
+    return pixels
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for name, red in (("red", True), ("blue", False)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(8):
+            (tmp_path / "photos" / name / f"{i}.jpg").write_bytes(encode(picture(red), "JPEG"))
+    return tmp_path / "photos"
+
+
+def break_some(folder: Path) -> list[str]:
+    """Files of twenty-odd kinds that are no pictures, though they are named so."""
+    pixels = photo(48, 64)
+    jpeg, png, webp = encode(pixels, "JPEG"), encode(pixels, "PNG"), encode(pixels, "WEBP")
+    contents = {
+        "truncated.jpg": jpeg[: len(jpeg) // 2],
+        "start-alone.jpg": jpeg[:20],
+        "empty.jpg": b"",
+        "text.jpg": b"these are words\n" * 9,
+        "page.jpeg": b"<!doctype html><title>404</title>",
+        "program.png": b"\x7fELF" + bytes(200),
+        "zeros.png": bytes(4096),
+        "noise.bmp": RNG.bytes(4000),
+        "noise.gif": RNG.bytes(4000),
+        "truncated.png": png[: len(png) // 2],
+        "checksum.png": damaged_png(pixels, b"IDAT", "checksum"),
+        "flipped.png": damaged_png(pixels, b"IDAT", "content"),
+        "header.png": damaged_png(pixels, b"IHDR", "checksum"),
+        "hollow.png": png_header(8, 8),
+        "bomb.png": png_header(100_000, 100_000),
+        "truncated.webp": webp[: len(webp) // 2],
+        "truncated.gif": encode(pixels, "GIF")[:60],
+        "truncated.tif": encode(pixels, "TIFF")[:200],
+        "drawing.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n",
+        "comma, and \n new line.jpg": b"no",
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    with zipfile.ZipFile(folder / "archive.jpg", "w") as archive:
+        archive.writestr("x", "y")
+    (folder / "directory.jpg").mkdir()
+    os.mkfifo(folder / "fifo.jpg")
+    (folder / "dangling.jpg").symlink_to("nowhere")
+    (folder / "circle.jpg").symlink_to("circle.jpg")
+    names = [*contents, "archive.jpg", "directory.jpg", "fifo.jpg", "dangling.jpg", "circle.jpg"]
+    if os.geteuid():
+        (folder / "locked.jpg").write_bytes(jpeg)
+        (folder / "locked.jpg").chmod(0)
+        names.append("locked.jpg")
+    return sorted(str(folder / name) for name in names)
+
+
+def run(*arguments: object, code: int = 0, **more: Any) -> Result:
+    result = CliRunner().invoke(featx, [str(argument) for argument in arguments], **more)
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def run_json(*arguments: object) -> dict[str, Any]:
+    return json.loads(run(*arguments, "--json").stdout)
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    command = [sys.executable, "-m", "featx", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def many(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        (folder / f"{i:04}.jpg").write_bytes(encode(picture(i % 2 == 0), "JPEG"))
+    return folder
+
+
+# One pass
+
+
+def test_search_passes_each_photo_once_through_each_network(photos: Path, cache: FeatureStore) -> None:
+    command = ["search", photos, "--backbones", "featx_micro,squeezenet1_1", "--weights-of", "squeezenet1_1=none"]
+    command += ["--image-size", 32, "--layers", "all,penultimate", "--poolings", "avg,max"]
+    found = run_json(*command)
+    info = cache.info()
+    assert [row["images"] for row in info["by_recipe"]] == [16, 16]
+    assert info["computed"] == 2 * 16
+    tried = {(row["backbone"], row["layer"], row["pooling"]) for row in found["leaderboard"]}
+    for backbone in ("featx_micro", "squeezenet1_1"):
+        expected = {(backbone, layer, pooling) for layer in list_layers(backbone) for pooling in ("avg", "max")}
+        assert expected <= tried
+    assert [row["accuracy"] for row in found["leaderboard"]] == sorted(
+        (row["accuracy"] for row in found["leaderboard"]), reverse=True
+    )
+    assert run_json(*command) == found
+    assert cache.info()["computed"] == 2 * 16
+
+
+def test_fit_and_predict_pass_each_photo_once(photos: Path, tmp_path: Path, cache: FeatureStore) -> None:
+    run("fit", photos, "-o", tmp_path / "m.joblib", *MICRO, "--layers", "0,penultimate")
+    run("predict", tmp_path / "m.joblib", photos)
+    assert cache.info()["computed"] == 16
+
+
+def test_no_cache_keeps_nothing(photos: Path, tmp_path: Path) -> None:
+    run("search", photos, "--backbones", "featx_micro", "--no-cache")
+    run("extract", photos, "-o", tmp_path / "f.npy", *MICRO, "--no-cache")
+    assert not (tmp_path / "cache").exists()
+
+
+@given(st.sets(st.integers(0, 99)), st.integers(1, 12), st.integers(0, 100))
+def test_windows_hold_all_in_order_and_go_on_as_a_whole_run_would(places: set[int], size: int, done: int) -> None:
+    found = list(windows(sorted(places), size))
+    assert [place for window in found for place in window] == sorted(places)
+    assert all(0 < len(window) <= size for window in found)
+    whole = [list(range(first, min(first + size, 100))) for first in range(0, 100, size)][done:]
+    in_the_way = {place for place in places if whole and place < whole[0][0]}  # unreadable, and so missing once more
+    again = windows([*sorted(in_the_way), *(place for window in whole for place in window)], size)
+    assert [rest for window in again if (rest := [place for place in window if place not in in_the_way])] == whole
+
+
+# Broken photos
+
+
+def commands(photos: Path, out: Path) -> dict[str, list[object]]:
+    run("fit", photos / "good", "-o", out / "model.joblib", *MICRO, "--layers", "penultimate")
+    return {
+        "fit": ["fit", photos, "-o", out / "again.joblib", *MICRO],
+        "fit --fine-tune": ["fit", photos, "-o", out / "t.joblib", *MICRO, "--fine-tune", "--epochs", 1, "--folds", 2],
+        "predict": ["predict", out / "model.joblib", photos, "-o", out / "labels.csv"],
+        "search": ["search", photos, "--backbones", "featx_micro"],
+        "extract": ["extract", photos, "-o", out / "f.parquet", *MICRO],
+        "extract without a cache": ["extract", photos, "-o", out / "f.npy", *MICRO, "--no-cache"],
+        "similar": ["similar", "featx_micro", photos, photos / "red" / "0.jpg"],
+    }
+
+
+def test_broken_photos_are_told_by_every_command_and_stop_none(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, photos / "good")
+    broken = break_some(photos / "red")
+    assert len(broken) >= 20
+    for name, command in commands(photos, tmp_path).items():
+        result = run(*command, "--json")
+        told = {row["path"]: row["reason"] for row in json.loads(result.stdout)["broken"]}
+        assert sorted(told) == broken, name
+        assert all(told.values())
+        assert told[str(photos / "red" / "directory.jpg")] == "it is a directory"
+        assert "FIFO" in told[str(photos / "red" / "fifo.jpg")]
+        for path, reason in told.items():
+            assert f"{path}: {reason}" in result.stderr
+        first = run(*command, "--strict", code=1).stderr
+        assert len(first.strip().replace(" \n ", "").splitlines()) == 1
+        assert broken[0] in first, name
+    with open(tmp_path / "labels.csv", newline="") as file:
+        errors = {row["path"]: row["error"] for row in csv.DictReader(file)}
+    assert {path: error for path, error in errors.items() if error} == told
+    table = pyarrow.parquet.read_table(tmp_path / "f.parquet").to_pylist()
+    assert {row["path"]: row["error"] for row in table if row["error"]} == told
+    assert all((row["error"] is None) == (None not in [*row.values()][1:-1]) for row in table)
+    about = json.loads((tmp_path / "f.npy.json").read_text())
+    assert [error is not None for error in about["errors"]] == np.isnan(np.load(tmp_path / "f.npy")).any(1).tolist()
+
+
+def test_too_few_readable_photos_are_an_error_that_lists_the_broken_ones(photos: Path, tmp_path: Path) -> None:
+    shutil.rmtree(photos / "red")
+    (photos / "red").mkdir()
+    broken = break_some(photos / "red")
+    result = run("fit", photos, "-o", tmp_path / "m.joblib", *MICRO, code=1)
+    assert all(path in result.stderr for path in broken)
+    assert "two classes" in result.stderr
+    assert not (tmp_path / "m.joblib").exists()
+
+
+def test_names_that_are_no_text_and_empty_folders_do_no_harm(photos: Path, tmp_path: Path) -> None:
+    odd = os.fsencode(photos) + b'/red/\xff, "quoted".jpg'
+    shutil.copy(photos / "red" / "0.jpg", odd)
+    found = run_json("extract", photos, "-o", tmp_path / "f.parquet", *MICRO)
+    assert found["n_photos"] == 17
+    paths = pyarrow.parquet.read_table(tmp_path / "f.parquet", columns=["path"])["path"].to_pylist()
+    assert sum("\\udcff" in path for path in paths) == 1
+    (tmp_path / "nothing").mkdir()
+    assert "holds no pictures" in run("extract", tmp_path / "nothing", "-o", tmp_path / "g.npy", *MICRO, code=1).stderr
+
+
+# Ends
+
+
+@pytest.fixture
+def in_the_middle(tmp_path: Path, cache: FeatureStore) -> Iterator[tuple[subprocess.Popen, list[object]]]:
+    """A running extraction that has computed some of 160 photos, one of the first unreadable, and its command."""
+    folder = many(tmp_path / "many", 160)
+    (folder / "0002.jpg").write_bytes(b"\xff\xd8\xff broken")
+    command = ["extract", folder, "-o", tmp_path / "f.parquet", *MICRO, "--image-size", 64, "--batch-size", 8]
+    process = start(*command)
+    while cache.info()["computed"] < 24 and process.poll() is None:
+        time.sleep(0.005)
+    yield process, command
+    process.kill()
+    process.communicate()
+
+
+def test_killed_extract_goes_on_where_it_was(
+    in_the_middle: tuple[subprocess.Popen, list[object]],
+    tmp_path: Path,
+    cache: FeatureStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    process, command = in_the_middle
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    before = cache.info()["computed"]
+    assert 0 < before < 159
+    assert not (tmp_path / "f.parquet").exists()
+    run(*command)
+    assert cache.info()["computed"] == 159
+    resumed = (tmp_path / "f.parquet").read_bytes()
+    assert not list(tmp_path.glob(".*.part"))
+    monkeypatch.setenv("FEATX_CACHE", str(tmp_path / "other"))
+    run(*command)
+    assert FeatureStore(tmp_path / "other").info()["computed"] == 159
+    assert (tmp_path / "f.parquet").read_bytes() == resumed
+
+
+def test_interrupted_extract_ends_cleanly(
+    in_the_middle: tuple[subprocess.Popen, list[object]], tmp_path: Path, cache: FeatureStore
+) -> None:
+    process, _ = in_the_middle
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert output == ""
+    assert errors.strip() == "Interrupted."
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".parquet", ".part")]
+    assert cache.verify()["wrong"] == 0
+
+
+def test_process_ends_with_the_codes_that_scripts_rely_on(photos: Path) -> None:
+    ended = [start(*words) for words in (("layers", "resnet19"), ("layers",), ("layers", "featx_micro", "--json"))]
+    outputs = [process.communicate() for process in ended]
+    assert [process.returncode for process in ended] == [1, 2, 0]
+    assert [row["name"] for row in json.loads(outputs[2][0])["layers"]] == list_layers("featx_micro")
+
+
+def test_failed_run_leaves_the_older_file_as_it_was(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "f.npy").write_text("older")
+    (photos / "red" / "9.jpg").write_text("broken")
+    run("extract", photos, "-o", tmp_path / "f.npy", *MICRO, "--strict", code=1)
+    assert (tmp_path / "f.npy").read_text() == "older"
+    assert not list(tmp_path.glob(".*.part"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["extract", "{photos}", "-o", "{out}/f.npy", "--backbone", "resnet81"],
+        ["search", "{photos}", "--backbones", "featx_micro,resnet81"],
+        ["layers", "resnet81"],
+        ["similar", "resnet81", "{photos}", "{photos}/red/0.jpg"],
+    ],
+)
+def test_unknown_backbone_is_one_line_with_near_names(words: list[str], photos: Path, tmp_path: Path) -> None:
+    words = [word.format(photos=photos, out=tmp_path) for word in words]
+    (line,) = run(*words, code=1).stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert "'resnet18'" in line
+    assert "Traceback" in run(*words, "--traceback", code=1).stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fit", "{photos}"],
+        ["fit", "nowhere", "-o", "m.joblib"],
+        ["fit", "{photos}", "-o", "m.txt"],
+        ["fit", "{photos}", "-o", "m.safetensors"],
+        ["fit", "{photos}", "-o", "nowhere/m.joblib"],
+        ["search", "{photos}", "--poolings", "avg,mean"],
+        ["search", "{photos}", "--weights-of", "resnet50=none"],
+        ["cache", "prune", "--max-size", "much"],
+        ["similar", "resnet18", "{photos}"],
+        ["frobnicate"],
+    ],
+)
+def test_wrong_usage_is_told_before_anything_is_computed(words: list[str], photos: Path, cache: FeatureStore) -> None:
+    assert run(*(word.format(photos=photos) for word in words), code=2).stderr.startswith("Usage: ")
+    assert cache.info()["computed"] == 0
+
+
+def test_files_that_are_no_models_are_told_in_one_line(photos: Path, tmp_path: Path) -> None:
+    joblib.dump({"a": 1}, tmp_path / "dict.joblib")
+    (tmp_path / "words.joblib").write_text("words")
+    (tmp_path / "words.safetensors").write_text("words")
+    for name in ("dict.joblib", "words.joblib", "words.safetensors"):
+        (line,) = run("predict", tmp_path / name, photos, code=1).stderr.splitlines()
+        assert name in line
+
+
+# What comes out
+
+
+def test_model_is_an_ordinary_pipeline_with_the_labels_of_predict(photos: Path, tmp_path: Path) -> None:
+    found = run_json("fit", photos, "-o", tmp_path / "m.joblib", *MICRO)
+    assert found["classes"] == ["blue", "red"]
+    assert 0.9 <= found["accuracy"] <= 1
+    lines = run("predict", tmp_path / "m.joblib", photos).stdout.splitlines()
+    rows = list(csv.DictReader(lines))
+    model = joblib.load(tmp_path / "m.joblib")
+    assert model[0].cache is None
+    paths = [row["path"] for row in rows]
+    assert model.predict(paths).tolist() == [row["label"] for row in rows]
+    np.testing.assert_allclose(
+        model.predict_proba(paths).max(axis=1), [float(row["confidence"]) for row in rows], atol=1e-3
+    )
+    assert [row["label"] for row in rows] == [Path(path).parent.name for path in paths]
+
+
+@pytest.mark.parametrize("ending", ["joblib", "safetensors"])
+def test_fine_tuned_model_predicts_from_its_file(ending: str, photos: Path, tmp_path: Path) -> None:
+    model = tmp_path / f"m.{ending}"
+    found = run_json("fit", photos, "-o", model, *MICRO, "--fine-tune", "--epochs", 2, "--folds", 2)
+    assert found["epochs"] == 2
+    rows = run_json("predict", model, photos)["predictions"]
+    assert [row["label"] for row in rows] == [Path(row["path"]).parent.name for row in rows]
+    near = run_json("similar", model, photos, photos / "red" / "0.jpg", "-n", 5)["results"]
+    assert {Path(row["path"]).parent.name for row in near} == {"red"}
+
+
+def test_extract_writes_what_the_extractor_computes(photos: Path, tmp_path: Path) -> None:
+    how = [*MICRO, "--layers", "0,-1", "--pooling", "max"]
+    run("extract", photos, "-o", tmp_path / "f.parquet", *how)
+    run("extract", photos, "-o", tmp_path / "f.npy", *how)
+    frame = pyarrow.parquet.read_table(tmp_path / "f.parquet").to_pandas()
+    extractor = PretrainedFeatureExtractor("featx_micro", layers=[0, -1], pooling="max")
+    expected = extractor.transform(frame["path"])
+    assert frame.columns.tolist() == ["path", *extractor.get_feature_names_out(), "error"]
+    np.testing.assert_allclose(frame.iloc[:, 1:-1].to_numpy(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(np.load(tmp_path / "f.npy"), frame.iloc[:, 1:-1].to_numpy())
+    assert json.loads((tmp_path / "f.npy.json").read_text())["paths"] == frame["path"].tolist()
+
+
+def test_similar_finds_the_copy_and_leaves_the_query_out(photos: Path, tmp_path: Path) -> None:
+    shutil.copy(photos / "red" / "3.jpg", photos / "blue" / "copy.jpg")
+    run("fit", photos, "-o", tmp_path / "m.joblib", *MICRO)
+    for by in ("featx_micro", tmp_path / "m.joblib"):
+        first, *others = run_json("similar", by, photos, photos / "red" / "3.jpg")["results"]
+        assert first["path"].endswith("copy.jpg")
+        assert first["distance"] < 1e-6 < others[0]["distance"]
+        assert len(others) == 9
+        assert all("red/3.jpg" not in row["path"] for row in others)
+    (photos / "query.jpg").write_text("broken")
+    assert "not an image" in run("similar", "featx_micro", photos, photos / "query.jpg", code=1).stderr
+
+
+def test_layers_are_those_of_the_library() -> None:
+    for kind in ("stages", "blocks", "modules"):
+        found = run_json("layers", "resnet50", "--kind", kind)["layers"]
+        assert [row["name"] for row in found] == list_layers("resnet50", kind=kind)
+    lines = run("layers", "resnet50").stdout.splitlines()
+    assert lines[-1].split() == ["4", "layer4", "2048", "7x7"]
+
+
+def test_cache_commands_do_as_the_store_does(photos: Path, tmp_path: Path, cache: FeatureStore) -> None:
+    run("extract", photos, "-o", tmp_path / "f.npy", *MICRO)
+    info = run_json("cache", "info")
+    assert (info["images"], info["computed"]) == (16, 16)
+    assert "featx_micro" in run("cache", "info").stdout
+    assert run_json("cache", "verify") == {"records": 16, "wrong": 0, "damaged": 0}
+    run("cache", "clear", code=1, input="n\n")
+    assert cache.info()["images"] == 16
+    assert run_json("cache", "prune", "--max-size", "0")["freed_bytes"] > 0
+    assert cache.info()["images"] == 0
+    run("cache", "clear", "--yes")
+    assert run_json("cache", "info", "--folder", tmp_path / "nowhere")["images"] == 0
+
+
+def test_demo_shows_commands_that_work(tmp_path: Path) -> None:
+    shown = run("demo", "--folder", tmp_path / "digits").stdout
+    assert [line.split()[2] for line in shown.splitlines() if line.startswith("$ ")] == [
+        "search",
+        "fit",
+        "predict",
+        "similar",
+    ]
+    assert (tmp_path / "digits" / "model.joblib").exists()
+
+
+# Help
+
+
+def every_command(group: click.Group, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield words, group
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from every_command(command, (*words, name))
+        else:
+            yield (*words, name), command
+
+
+@pytest.mark.parametrize("words", [words for words, _ in every_command(featx)], ids=" ".join)
+def test_help_ends_with_an_example_that_parses(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "new"):
+        Path(name).mkdir()
+    for name in ("model.joblib", "query.jpg"):
+        Path(name).touch()
+    *_, line = run(*words, "--help").stdout.rstrip().splitlines()
+    program, *arguments = shlex.split(line)
+    assert program == "featx"
+    assert tuple(arguments[: len(words)]) == words
+    command: click.Command = featx
+    while isinstance(command, click.Group):
+        command = command.commands[arguments.pop(0)]
+    command.make_context(program, arguments)
+
+
+def test_help_of_what_loads_pickles_warns_of_strangers() -> None:
+    for name in ("predict", "similar"):
+        assert "never load one that comes from a stranger" in " ".join(run(name, "--help").stdout.split())
+
+
+def test_click_is_not_imported_by_the_library_and_missed_in_one_line() -> None:
+    code = (
+        "import sys, featx, featx.cli; assert 'click' not in sys.modules; sys.modules['click'] = None; featx.cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert 'pip install "featx[cli]"' in done.stderr
+
+
+def test_progress_is_silent_where_nobody_looks(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.png").write_bytes(encode(colours(), "PNG"))
+    result = run("extract", tmp_path / "one", "-o", tmp_path / "f.npy", *MICRO)
+    assert result.stderr == ""
