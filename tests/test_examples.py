@@ -41,6 +41,7 @@ def test_example_holds_what_it_claims(example: Path, tmp_path: Path) -> None:
     check_claims(example, tmp_path)
 
 
+@pytest.mark.slow  # where there are no photos, this is what the test above does
 @pytest.mark.parametrize(
     "example", [path for path in EXAMPLES if "example_data" in path.read_text()], ids=lambda path: path.stem
 )
