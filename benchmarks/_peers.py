@@ -20,7 +20,7 @@ from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms import v2
 
-BATCH, WORKERS = 32, 2
+BATCH, WORKERS = 32, torch.get_num_threads()  # as many as featx decodes with
 
 State = dict[str, torch.Tensor]
 Way = Callable[[Sequence[str]], np.ndarray]

@@ -42,7 +42,16 @@ def grid_search(figures: Figures) -> str:
 
 
 def extraction(figures: Figures) -> str:
-    """Every network beside its limit and beside others; a dash where a peer does not have the network."""
+    """Every network beside its limit and beside others; a dash where a peer does not have the network.
+
+    Raises
+    ------
+    ValueError
+        A peer was not installed, which a dash must not hide.
+    """
+    reasons = [reason for row in figures["photos"].values() for reason in row["absent"].values()]
+    if missing := [reason for reason in reasons if reason.startswith("not installed")]:
+        raise ValueError(f"All peers are expected to be installed, got {missing}. Run make bench.")
     peers = {
         "loop": "plain loop",
         "fx": "torchvision fx + DataLoader",

@@ -11,7 +11,7 @@ batches into pieces, which the bare pass does not.
 - half: the same in bfloat16, where the processor computes with it; cosine with float32, and accuracy on the photos.
 - large: the photos enlarged to 12 megapixels, read with decode="exact" and "fast".
 - small: CIFAR-10's JPEGs with featx_micro, where the cost per image shows.
-- growth: 1,000 to 60,000 of them, each number in a process of its own: time per image and peak memory.
+- growth: 1,000 to 60,000 of them, each number in a process of its own: time per image and peak memory. Needs Linux.
 
 Ways take turns, and medians over the rounds are compared. Features are compared with featx's first: to 1e-2 of their
 norm, since others decode and resize by other routines. Exits with 1 where a limit is not met. ``--quick`` takes fewer
@@ -21,6 +21,7 @@ photos and rounds, and no more than prints its table.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import subprocess
 import sys
@@ -268,7 +269,7 @@ def measure_small(paths: list[str], rounds: int) -> Figures:
 
     def bare(form: torch.memory_format) -> Callable:
         given = images.contiguous(memory_format=form)
-        own = torch.nn.Sequential(module.features, module.pool).to(memory_format=form)
+        own = copy.deepcopy(torch.nn.Sequential(module.features, module.pool)).to(memory_format=form)
 
         @torch.inference_mode()
         def run(_: Any) -> None:
@@ -295,7 +296,8 @@ def measure_small(paths: list[str], rounds: int) -> Figures:
 
 
 GROWTH = """
-import json, resource, sys, time
+import json, sys, time
+from pathlib import Path
 from featx import PretrainedFeatureExtractor
 paths = sys.stdin.read().splitlines()
 extractor = PretrainedFeatureExtractor("featx_micro")
@@ -303,7 +305,8 @@ for block in extractor.iter_transform(paths[:256]): pass
 start = time.perf_counter()
 for block in extractor.iter_transform(paths): pass
 seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+peak = int(status["VmHWM"].split()[0]) / 1024  # unlike getrusage, without what the parent held when it forked
 print(json.dumps({"n": len(paths), "us_per_image": seconds / len(paths) * 1e6, "peak_mib": peak}))
 """
 

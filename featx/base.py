@@ -130,14 +130,11 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[mis
         """The table of parameters that notebooks show, with the network's stages below where they cost nothing."""
         params = super()._get_params_html(deep, doc_link)
         try:
-            from torch import nn
-
             from featx.notebook import with_stages
 
             spec = self._spec()
-            # To know what a callable returns it would have to be called, and that may load weights.
-            known = spec.backbone.named or isinstance(spec.backbone.source, nn.Module)
-            return with_stages(params, self._architecture(spec)) if known else params
+            # A callable would have to be called, and a foreign module may have to be run on real images.
+            return with_stages(params, self._architecture(spec)) if spec.backbone.named else params
         except Exception:  # wrong parameters are for fit to tell
             return params
 

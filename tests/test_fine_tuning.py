@@ -861,7 +861,7 @@ def test_too_little_memory_is_told_in_words_that_help(monkeypatch: pytest.Monkey
     fitted = classifier(freeze=-1).fit(X, Y)
     expected = fitted.predict_proba(MORE)
 
-    def too_much(*_: object) -> torch.Tensor:
+    def too_much(*_: object, **__: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     monkeypatch.setattr(loop, "losses", too_much)

@@ -12,6 +12,8 @@ from torch.nn.utils import fuse_conv_bn_eval
 from featx.backbones.graph import Graph, graph_of
 from featx.backbones.tracing import copy_to_meta
 
+_LIBRARIES = frozenset({"torch", "torchvision", "timm", "featx"})
+
 
 @dataclass(frozen=True)
 class Folded:
@@ -29,6 +31,24 @@ class Folded:
     hidden: frozenset[tuple[str, int, str]]
 
 
+class _Passed(nn.BatchNorm2d):
+    """A norm whose work is done already; everything else about it is as it was."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The input itself."""
+        return input
+
+
+def is_foldable(module: nn.Module) -> bool:
+    """Whether a network does what a trace of it shows, which code from outside the libraries may not."""
+    return all(
+        type(child).__module__.partition(".")[0] in _LIBRARIES
+        and "forward" not in vars(child)
+        and not (child._forward_hooks or child._forward_pre_hooks)
+        for child in module.modules()
+    )
+
+
 @torch.inference_mode(False)
 def fold(module: nn.Module) -> Folded:
     """Fold what a trace shows can be folded; a network that cannot be traced stays as it is.
@@ -38,21 +58,23 @@ def fold(module: nn.Module) -> Folded:
     module : nn.Module
         In eval mode. Stays as it is.
     """
-    structure = copy_to_meta(module)
     try:
+        structure = copy_to_meta(module)
         graph = graph_of(structure)
-    except Exception:  # whatever a foreign forward does when it meets a proxy
+    except Exception:  # a network that needs values, or whatever a forward does when it meets a proxy
         return Folded(module, frozenset())
     pairs = _pairs(structure, graph)
     if not pairs:
         return Folded(module, frozenset())
-    tensors = [*module.parameters(), *module.buffers()]
-    twin = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    # The memo makes deepcopy share tensors, and take what is new wherever the old one is referred to.
+    memo: dict[int, object] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     for node in pairs:
-        (norm,) = (str(user.target) for user in node.users)
-        twin.set_submodule(str(node.target), _fused(twin, str(node.target), norm), strict=True)
-        twin.set_submodule(norm, nn.Identity(), strict=True)
-    return Folded(twin, _hidden(structure, graph, pairs))
+        (user,) = node.users
+        convolution, norm = (module.get_submodule(str(found.target)) for found in (node, user))
+        memo[id(convolution)] = _fused(convolution, norm)
+        memo[id(norm)] = passed = copy.copy(norm)
+        passed.__class__ = _Passed
+    return Folded(copy.deepcopy(module, memo), _hidden(structure, graph, pairs))
 
 
 def _pairs(structure: nn.Module, graph: Graph) -> set[fx.Node]:
@@ -68,9 +90,8 @@ def _pairs(structure: nn.Module, graph: Graph) -> set[fx.Node]:
             return False
         name = str(node.target)
         child = structure.get_submodule(name)
-        hooked = child._forward_hooks or child._forward_pre_hooks
         alone = len(names[child]) == 1 and calls.count(name) == 1 and name not in read
-        return type(child) is kind and alone and not hooked and not child.training
+        return type(child) is kind and alone and not child.training
 
     def is_pair(node: fx.Node) -> bool:
         if not is_plain(node, nn.Conv2d) or len(node.users) != 1:
@@ -83,9 +104,9 @@ def _pairs(structure: nn.Module, graph: Graph) -> set[fx.Node]:
     return {node for node in graph.nodes if is_pair(node)}
 
 
-def _fused(module: nn.Module, convolution: str, norm: str) -> nn.Module:
+def _fused(convolution: nn.Module, norm: nn.Module) -> nn.Module:
     """In float32, then in the precision of the network."""
-    first, second = (copy.deepcopy(module.get_submodule(name)) for name in (convolution, norm))
+    first, second = copy.deepcopy(convolution), copy.deepcopy(norm)
     assert isinstance(first, nn.Conv2d)
     assert isinstance(second, nn.BatchNorm2d)
     dtype = first.weight.dtype

@@ -15,7 +15,7 @@ from torch import nn
 from featx.backbones.catalogue import Backbone, resolve_backbone
 from featx.backbones.entries import Entry
 from featx.backbones.fingerprint import fingerprint
-from featx.backbones.folding import Folded, fold
+from featx.backbones.folding import Folded, fold, is_foldable
 from featx.backbones.layers import Architecture, Layer
 from featx.backbones.tracing import trace, with_measured_layouts
 from featx.backbones.weights import Weights, build_with_weights, preset_of, resolve_weights
@@ -67,7 +67,7 @@ class Network:
 
     @cached_property
     def _folded(self) -> Folded:
-        return fold(self.module)
+        return fold(self.module) if is_foldable(self.module) else Folded(self.module, frozenset())
 
 
 @dataclass(frozen=True)

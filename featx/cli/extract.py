@@ -151,6 +151,7 @@ class _Npy:
         yield file
         array.flush()
         about = {"paths": paths, "columns": names, "errors": file._reasons}
+        output.unlink(missing_ok=True)  # an earlier array must never stand beside this one's paths
         with replacing(output.with_name(f"{output.name}.json")) as beside:
             beside.write_text(json.dumps(about), encoding="utf-8")
 

@@ -150,7 +150,7 @@ class Loop:
         order = torch.randperm(len(self._codes), generator=self._order).numpy()
         batches = _split(order, self.settings.batch_size)
         found = []
-        with closing(self.values.iter_batches(batches, epoch)) as stream, undisturbed(self.settings.device):
+        with closing(self.values.iter_batches(batches, epoch)) as stream:
             for step, (rows, values) in enumerate(zip(batches, stream, strict=True), epoch * self._n_batches):
                 found.append(self._step(network, values, torch.from_numpy(rows), step))
         return float(np.average(torch.cat(found).cpu().numpy(), weights=self.targets.weights[order]))
@@ -162,7 +162,7 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self._schedule.share(step)
         draws = self._draws.drawn_from() if network.may_draw else nullcontext()
-        with draws:
+        with draws, undisturbed(self.settings.device):
             with autocast(self.settings.device, self.settings.precision):
                 scores = network(values)
             each = self._losses(scores.float(), codes, mean=self._weights is None)
