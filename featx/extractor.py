@@ -79,7 +79,7 @@ class PretrainedFeatureExtractor(TransformerMixin, NetworkEstimator):  # type: i
         square and sees finer detail.
     decode : {"exact", "fast"}, default="exact"
         ``"fast"`` reads a JPEG file (or ``bytes``) at the smallest of its built-in scales 1, 1/2, 1/4 and 1/8 that is
-        not below what the preprocessing resizes to. Photos of 12 megapixels then decode four times as fast, and their
+        not below what the preprocessing resizes to. Photos of 12 megapixels then take a fraction of the time, and their
         features move by about 4e-2 of their norm. Without effect on small photos and other formats, and where
         ``preprocess`` is a callable or None.
     max_pixels : int, default=178956970
