@@ -26,7 +26,7 @@ class Graph:
 
     Attributes
     ----------
-    nodes : tuple of fx.Node
+    graph : fx.Graph
     returned, given : dict of (module, call) to fx.Node or None
         The first value that each call of a module puts out, and the first that it takes.
     """
