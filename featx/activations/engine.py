@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -241,17 +241,21 @@ def unset_before(layer: Layer, architecture: Architecture, network: Network) -> 
     return before & network.missing
 
 
-@contextmanager
-def undisturbed(device: str) -> Iterator[None]:
+def undisturbed(device: str) -> AbstractContextManager[object]:
     """Full float32 whatever the caller's autocast or TF32 settings are: a feature must not depend on them."""
     kind = torch.device(device).type
-    backends = _TF32_BACKENDS if kind == "cuda" else ()
-    before = [backend.fp32_precision for backend in backends]
+    without_autocast = torch.autocast(kind, enabled=False)
+    return _without_tf32(without_autocast) if kind == "cuda" else without_autocast
+
+
+@contextmanager
+def _without_tf32(within: AbstractContextManager[object]) -> Iterator[None]:
+    before = [backend.fp32_precision for backend in _TF32_BACKENDS]
     try:
-        for backend in backends:
+        for backend in _TF32_BACKENDS:
             backend.fp32_precision = "ieee"
-        with torch.autocast(kind, enabled=False):
+        with within:
             yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
+        for backend, precision in zip(_TF32_BACKENDS, before, strict=True):
             backend.fp32_precision = precision

@@ -113,7 +113,10 @@ class Loop:
         )
         weights = torch.from_numpy(self.targets.weights).to(settings.device, torch.float32)
         self._weights = None if bool((weights == 1).all()) else weights
-        self._live = _changing(self.network(True))
+        network = self.network(True)
+        self._live = _changing(network)
+        self._drawing = self._draws.drawn_from if network.may_draw else nullcontext
+        self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self._mean = _MovingAverage(self._live, settings.ema) if settings.ema else None
         n_batches = len(_split(np.arange(len(self.targets.codes)), settings.batch_size))
         self._n_batches = n_batches
@@ -156,18 +159,18 @@ class Loop:
         return float(np.average(torch.cat(found).cpu().numpy(), weights=self.targets.weights[order]))
 
     def _step(self, network: TunedNetwork, values: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
-        values, codes = values.to(self.settings.device), self._codes[rows]
+        values, codes = values.to(self.settings.device), self._codes.index_select(0, rows.to(self.settings.device))
         if self.settings.mixup:
             values, codes = self._mixed(values, codes)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self._schedule.share(step)
-        draws = self._draws.drawn_from() if network.may_draw else nullcontext()
-        with draws, undisturbed(self.settings.device):
+        for parameter in self._trained:
+            parameter.grad = None  # what the optimiser's zero_grad does, and several times as fast
+        with self._drawing(), undisturbed(self.settings.device):
             with autocast(self.settings.device, self.settings.precision):
                 scores = network(values)
             each = self._losses(scores.float(), codes, mean=self._weights is None)
             loss = each if self._weights is None else (each * self._weights[rows]).mean()
-            self.optimizer.zero_grad()
             self._scaler.scale(loss).backward()
         if self.settings.max_grad_norm is not None:
             self._scaler.unscale_(self.optimizer)

@@ -52,7 +52,7 @@ class Held:
         """Yield copies, in epoch e those of view e modulo the number of views."""
         view = epoch % max(1, len(self.rows) // max(1, self.n))
         for batch in batches:
-            yield self.finish(torch.from_numpy(self.rows[view * self.n + batch]))
+            yield self.finish(torch.from_numpy(self.rows.take(view * self.n + batch, axis=0)))
 
 
 @dataclass(frozen=True)
