@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BROWSER := $(VENV)/.browser
 
 .PHONY: demo test lint bench clean
 .DELETE_ON_ERROR:
@@ -12,13 +13,20 @@ $(READY): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
+# A browser for the tests of the report; where none can be had, they are skipped and say so.
+$(BROWSER): $(READY)
+	command -v chromium || command -v google-chrome || $(BIN)/playwright install chromium \
+	|| { test -n "$$CI" && apt-get update && apt-get install --yes --no-install-recommends chromium; } \
+	|| echo "No browser: the tests that need one will be skipped."
+	touch $@
+
 # make demo [PHOTOS=folder of class subfolders] [BACKBONE=name] [WEIGHTS=name or file]
 demo: $(READY)
 	$(BIN)/python examples/demo.py $(if $(PHOTOS),--photos "$(PHOTOS)") $(if $(BACKBONE),--backbone "$(BACKBONE)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 # make test PYTEST_ARGS="-k orientation"
 # Two processes of one thread each: most tests are too small to keep two threads busy.
-test: $(READY)
+test: $(READY) $(BROWSER)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 lint: $(READY)

@@ -132,7 +132,8 @@ class Program(click.Group):
             warnings.filterwarnings("ignore", message=".* images could not be read")  # listed at the end instead
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             code = _exit_code(
-                lambda: run(given, prog_name, **(extra | {"standalone_mode": False})), "--traceback" in given
+                lambda: run([*given], prog_name, **(extra | {"standalone_mode": False, "obj": given})),
+                "--traceback" in given,
             )
         sys.exit(code)
 

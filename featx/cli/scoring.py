@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from featx.cli.outcomes import Console, broken_of
 from featx.extractor import PretrainedFeatureExtractor
+from featx.store import FeatureStore
 
 _C_VALUES = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
 
@@ -31,6 +32,7 @@ class Score:
         The regularisation that did best.
     accuracy, spread : float
         Mean over the folds, and standard deviation.
+    fold_accuracies : tuple of float
     """
 
     backbone: str
@@ -39,6 +41,7 @@ class Score:
     C: float
     accuracy: float
     spread: float
+    fold_accuracies: tuple[float, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -79,6 +82,12 @@ def compute_once(
     return np.setdiff1d(np.arange(len(paths)), [error.row for error in errors])
 
 
+def n_computed(store: FeatureStore) -> int:
+    """Photos that went through a network for a store, ever and by all processes."""
+    opened = store._existing()
+    return 0 if opened is None else opened.computed()
+
+
 def scores_of(
     extractor: PretrainedFeatureExtractor,
     choices: Sequence[tuple[str, str]],
@@ -101,6 +110,7 @@ def scores_of(
                 search.best_params_["logisticregression__C"],
                 float(results["mean_test_score"][best]),
                 float(results["std_test_score"][best]),
+                tuple(float(results[f"split{fold}_test_score"][best]) for fold in range(folds.n_splits)),
             )
         )
     return found

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 
 from featx.backbones.catalogue import resolve_backbone
+from featx.cli.files import OutputFile
+from featx.cli.found import Effort, Found
 from featx.cli.options import (
     KEPT_POOLINGS,
     Listed,
@@ -22,8 +27,9 @@ from featx.cli.options import (
 )
 from featx.cli.outcomes import Console, table
 from featx.cli.photos import list_labelled
-from featx.cli.scoring import Score, candidates, compute_once, folds_for, is_vector, scores_of
+from featx.cli.scoring import Score, candidates, compute_once, folds_for, is_vector, n_computed, scores_of
 from featx.extractor import PretrainedFeatureExtractor
+from featx.store import FeatureStore
 
 
 @click.command(epilog=example("featx search photos/ --backbones resnet18,mobilenet_v3_small --layers all"))
@@ -53,6 +59,11 @@ from featx.extractor import PretrainedFeatureExtractor
     help="Weights of one of the networks, in place of --weights. Several times for several.",
 )
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="Of the cross-validation.")
+@click.option(
+    "--report",
+    type=OutputFile(".html", ".htm"),
+    help="Write one HTML file with ranking, layer curves, confusions, mistakes and nearest photos.",
+)
 @with_machine
 @with_console
 def search(
@@ -63,6 +74,7 @@ def search(
     reading: Reading,
     weights_of: tuple[str, ...],
     folds: int,
+    report: Path | None,
     machine: Machine,
     console: Console,
 ) -> None:
@@ -71,22 +83,54 @@ def search(
     Each photo passes once through each network, however many layers and poolings are tried. Every choice gets a
     logistic regression, whose regularisation the same cross-validation chooses.
     """
+    if report is not None:
+        from featx.cli.report import check_can_report
+
+        check_can_report()
     own = _weights_by_backbone(weights_of, backbones)
     readings = {name: replace(reading, weights=own.get(name, reading.weights)) for name in map(str, backbones)}
     for name in readings:
         resolve_backbone(name)  # a misspelt one is told before the others were computed
     paths, y = list_labelled(photos, console)
-    n_photos, scores = len(paths), list[Score]()
+    n_photos = len(paths)
     with machine.store() as store:
-        for name, its in readings.items():
-            extractor = extractor_for(name, its, machine, console, cache=store, pooling=poolings[0])
-            names = candidates(extractor, layers)
-            good = compute_once(extractor.set_params(layers=names[0]), names, paths, console)
-            paths, y = [paths[row] for row in good.tolist()], y[good]
-            scores += scores_of(extractor, _choices(extractor, names, poolings), paths, y, folds_for(y, folds))
+        extractors = {
+            name: extractor_for(name, its, machine, console, cache=store, pooling=poolings[0])
+            for name, its in readings.items()
+        }
+        found = _search(photos, paths, y, extractors, store, layers, poolings, folds, console)
+        _show(found, console)
+        if report is not None:
+            from featx.cli.report import write_report
+
+            write_report(found, report)
+            console.say(f"Report: {report}")
+    console.finish(_as_json(found, report), n_photos)
+
+
+def _search(
+    folder: str,
+    paths: list[str],
+    y: np.ndarray,
+    extractors: dict[str, PretrainedFeatureExtractor],
+    store: FeatureStore,
+    layers: list[str | int],
+    poolings: list[str],
+    n_folds: int,
+    console: Console,
+) -> Found:
+    scores, efforts = list[Score](), list[Effort]()
+    for name, extractor in extractors.items():
+        names, before, started = candidates(extractor, layers), n_computed(store), time.perf_counter()
+        good = compute_once(extractor.set_params(layers=names[0]), names, paths, console)
+        passed = time.perf_counter()
+        paths, y = [paths[row] for row in good.tolist()], y[good]
+        folds = folds_for(y, n_folds)
+        scores += scores_of(extractor, _choices(extractor, names, poolings), paths, y, folds)
+        efforts.append(Effort(name, n_computed(store) - before, passed - started, time.perf_counter() - passed))
+    command = click.get_current_context().obj
     ranked = sorted(scores, key=lambda score: -score.accuracy)
-    _show(ranked, y, console)
-    console.finish({"classes": np.unique(y).tolist(), "leaderboard": [score.as_dict() for score in ranked]}, n_photos)
+    return Found(folder, command, paths, y, tuple(console.broken), folds, ranked, extractors, efforts)
 
 
 def _choices(extractor: PretrainedFeatureExtractor, names: list[str], poolings: list[str]) -> list[tuple[str, str]]:
@@ -94,18 +138,27 @@ def _choices(extractor: PretrainedFeatureExtractor, names: list[str], poolings: 
     return [(name, how) for name in names for how in (poolings[:1] if is_vector(extractor, name) else poolings)]
 
 
-def _show(ranked: Sequence[Score], y: np.ndarray, console: Console) -> None:
+def _show(found: Found, console: Console) -> None:
     rows = [
         [place, s.backbone, s.layer, s.pooling, f"{s.C:g}", f"{s.accuracy:.3f}", f"+- {s.spread:.3f}"]
-        for place, s in enumerate(ranked, 1)
+        for place, s in enumerate(found.ranked, 1)
     ]
-    best = ranked[0]
-    console.say(f"{len(y)} photos of {len(np.unique(y))} classes; accuracy by cross-validation\n")
+    best = found.best
+    console.say(f"{len(found.y)} photos of {len(found.classes)} classes; accuracy by cross-validation\n")
     console.say(table(["", "backbone", "layer", "pooling", "C", "accuracy", "folds"], rows))
     console.say(
         f"\nNext: featx fit PHOTOS -o model.joblib --backbone {best.backbone} --layers {best.layer} "
         f"--pooling {best.pooling}"
     )
+
+
+def _as_json(found: Found, report: Path | None) -> dict[str, Any]:
+    return {
+        "classes": found.classes,
+        "leaderboard": [score.as_dict() for score in found.ranked],
+        "efforts": [effort.as_dict() for effort in found.efforts],
+        "report": None if report is None else str(report),
+    }
 
 
 def _weights_by_backbone(given: tuple[str, ...], backbones: Sequence[str | int]) -> dict[str, str]:

@@ -1,0 +1,104 @@
+"""The report as one HTML file: everything inside, nothing fetched, nothing that runs."""
+
+from __future__ import annotations
+
+import base64
+import platform
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from featx.cli.files import replacing
+from featx.cli.found import Found
+from featx.cli.outcomes import shown
+from featx.cli.report.charts import layer_curve
+from featx.cli.report.contents import about_photos, code_of, command_of, contents_of
+from featx.plots.display import check_matplotlib
+
+# Rows shown at once; the others are folded.
+_MOST_ROWS = 12
+# A larger confusion matrix is told as a list of the most frequent confusions.
+_MOST_CLASSES, _MOST_PAIRS = 25, 30
+_PACKAGES = ("featx", "scikit-learn", "torch", "torchvision")
+
+
+def check_can_report() -> None:
+    """Raise where what draws a report is missing, before anything is computed.
+
+    Raises
+    ------
+    ImportError
+        Says what to install.
+    """
+    check_matplotlib("featx search --report")
+
+
+def write_report(found: Found, path: Path) -> None:
+    """Write what a search found.
+
+    Parameters
+    ----------
+    found : Found
+    path : Path
+        A file, which appears whole or not at all.
+    """
+    page = _template().render(**_words(found))
+    with replacing(path) as part:
+        part.write_text(page, encoding="utf-8")
+
+
+def _template() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("featx.cli.report"),
+        autoescape=True,  # names of files and folders are a stranger's words
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html")
+
+
+def _words(found: Found) -> dict[str, Any]:
+    contents, classes = contents_of(found), found.classes
+    matrix = [
+        (label, [(int(n), n / max(1, row.sum())) for n in row])
+        for label, row in zip(classes, contents.confusion, strict=True)
+    ]
+    return {
+        "folder": shown(found.folder),
+        "best": found.best,
+        "ranked": list(enumerate(found.ranked, 1)),
+        "n_shown": _MOST_ROWS,
+        "n_folds": found.folds.n_splits,
+        "photos": about_photos(found),
+        "n_photos": len(found.paths),
+        "broken": [(shown(photo.path), photo.reason) for photo in found.broken],
+        "curves": [(name, curve) for name in found.extractors if (curve := _curve(found, name))],
+        "classes": classes,
+        "matrix": matrix if len(classes) <= _MOST_CLASSES else None,
+        "confused": contents.confused(classes, _MOST_PAIRS),
+        "contents": contents,
+        "efforts": found.efforts,
+        "command": command_of(found),
+        "code": code_of(found),
+        "versions": [(name, version(name)) for name in _PACKAGES] + [("Python", platform.python_version())],
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _curve(found: Found, backbone: str) -> str | None:
+    """Address of a chart inside the page; None where there is one layer only."""
+    scores = [score for score in found.ranked if score.backbone == backbone]
+    extractor = found.extractors[backbone]
+    architecture = extractor._architecture(extractor._spec())
+    names: Sequence[str] = sorted(
+        {score.layer for score in scores}, key=lambda name: architecture.resolve(name)[0].position
+    )
+    if len(names) < 2:
+        return None
+    svg = layer_curve(scores, names).encode()
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
