@@ -136,7 +136,9 @@ def test_search_passes_each_photo_once_through_each_network(photos: Path, cache:
     assert [row["accuracy"] for row in found["leaderboard"]] == sorted(
         (row["accuracy"] for row in found["leaderboard"]), reverse=True
     )
-    assert run_json(*command) == found
+    again = run_json(*command)
+    assert again["leaderboard"] == found["leaderboard"]
+    assert [effort["n_computed"] for effort in found["efforts"] + again["efforts"]] == [16, 16, 0, 0]
     assert cache.info()["computed"] == 2 * 16
 
 
