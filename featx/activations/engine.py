@@ -20,6 +20,7 @@ from featx.exceptions import ImageError, LayerError, WeightsError
 from featx.images.loading import iter_batches
 from featx.images.preprocessing import Preprocessing
 from featx.images.sources import Items
+from featx.locks import ForkSafeLock
 
 # Up to this many values torch sends a batch of one past oneDNN (aten/src/ATen/native/Convolution.cpp, use_mkldnn).
 _LONE_IMAGE_VALUES = 20480
@@ -70,6 +71,22 @@ class Computed:
     rows: list[int]
     parts: dict[Slot, torch.Tensor]
     errors: dict[int, ImageError]
+
+
+class Tally:
+    """How many images went through networks in this process, since it began."""
+
+    def __init__(self) -> None:
+        self.n_images = 0
+        self._lock = ForkSafeLock()
+
+    def add(self, n: int) -> None:
+        """Count some more."""
+        with self._lock.held():
+            self.n_images += n
+
+
+TALLY = Tally()
 
 
 @dataclass(frozen=True)
@@ -153,6 +170,7 @@ class Recipe:
                 check_rows(layer, parts[0], len(images))
             return [part[: len(some)].cpu() for of_layer in found for part in of_layer]
 
+        TALLY.add(len(tiles))
         with torch.inference_mode(), network.lock, undisturbed(self.device):
             module = network.reading(by_layer)
             found = [read_some(some) for some in tiles.chunk(-(-len(tiles) // self._at_once))]

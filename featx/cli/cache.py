@@ -31,7 +31,8 @@ def info(folder: str | None, console: Console) -> None:
     found = store.info()
     console.say(f"Feature store at {store.path}: {_told(found['file_bytes'])} on disk of at most {store.max_size}")
     console.say(f"{found['images']} images with features, {found['computed']} passes through a network so far")
-    rows = [[row["images"], _told(row["live_bytes"]), _network(row["recipe"])] for row in found["by_recipe"]]
+    filled = [row for row in found["by_recipe"] if row["images"]]
+    rows = [[row["images"], _told(row["live_bytes"]), _network(row["recipe"])] for row in filled]
     if rows:
         console.say("\n" + table(["images", "size", "network"], rows))
     console.finish({"path": store.path, **found})
@@ -71,10 +72,8 @@ def clear(yes: bool, folder: str | None, console: Console) -> None:
 def verify(folder: str | None, console: Console) -> None:
     """Read every record, and delete those that are not as they were written."""
     counts = _store(folder).verify()
-    console.say(
-        f"{counts['records']} records read; {counts['wrong']} wrong ones and {counts['damaged']} damaged networks' "
-        "features deleted."
-    )
+    deleted = f"{counts['wrong']} wrong ones deleted, and what {counts['damaged']} damaged files held"
+    console.say(f"{counts['records']} records read, {deleted if counts['wrong'] or counts['damaged'] else 'all fine'}.")
     console.finish(counts)
 
 

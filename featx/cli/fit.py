@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from featx.cli.options import (
     example,
     extractor_for,
     pooling_option,
+    refuse_given,
     weights_of,
     with_console,
     with_machine,
@@ -52,7 +54,12 @@ _FOLDS, _FOLDS_TUNED = 5, 3
 )
 @pooling_option
 @with_reading
-@click.option("--fine-tune", is_flag=True, help="Train the network too, not only a classifier on its features.")
+@click.option(
+    "--fine-tune",
+    is_flag=True,
+    help="Train the network too, not only a classifier on its features: minutes to hours instead of seconds, once per "
+    "fold and once for the model.",
+)
 @click.option(
     "--freeze",
     type=Listed("STAGES"),
@@ -91,6 +98,8 @@ def fit(
     """
     if output.suffix.lower() == SAFE and not fine_tune:
         raise click.UsageError(f"{SAFE} is expected with --fine-tune only. Name the model .joblib.")
+    if not fine_tune:
+        refuse_given(["freeze", "epochs"], "goes with --fine-tune only")
     paths, y = list_labelled(photos, console)
     with machine.store() as store:
         if fine_tune:
@@ -106,7 +115,10 @@ def fit(
             choices = backbone, layers, pooling, reading, machine
             model, result = _on_features(choices, store, paths, y, folds or _FOLDS, console)
         save_model(model, output)
-    console.say(f"{_told(result)}\nModel: {output}\nNext: featx predict {output} FOLDER -o labels.csv")
+    console.say(f"{_told(result)}\nModel: {output}")
+    if (weights := weights_of(reading.weights)) is not None and os.path.isfile(weights):
+        console.say(f"It reads {weights}, which must stay there.")
+    console.say(f"Next: featx predict {output} FOLDER -o labels.csv")
     console.finish(result | {"model": str(output)}, len(paths))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,9 +10,14 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
-from featx.cli.outcomes import Broken
+from featx.cli.outcomes import Broken, shown
 from featx.cli.scoring import Score
 from featx.extractor import PretrainedFeatureExtractor
+
+
+def as_typed(words: Sequence[str]) -> str:
+    """A command of featx, as one types it."""
+    return shown(shlex.join(["featx", *words]))
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,8 @@ class Effort:
     ----------
     backbone : str
     n_computed : int
-        Photos that went through the network; the others were in the cache.
+        Photos that this process sent through the network, again where nothing could be kept; the others were in the
+        cache.
     pass_seconds, scoring_seconds : float
         Until the features were known, and for all classifiers.
     """
@@ -45,8 +52,10 @@ class Found:
     ----------
     folder : str
         As it was given.
-    command : sequence of str
-        The words that started the search, without the program's name.
+    command, next_command : sequence of str
+        The words that started the search, and those that fit its best choice.
+    cached : bool
+        Whether features are kept for later.
     paths : list of str
         Photos that could be read.
     y : ndarray of shape (n_photos,), str
@@ -63,6 +72,8 @@ class Found:
 
     folder: str
     command: Sequence[str]
+    next_command: Sequence[str]
+    cached: bool
     paths: list[str]
     y: np.ndarray
     broken: Sequence[Broken]

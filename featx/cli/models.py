@@ -43,7 +43,11 @@ def load_model(path: str) -> Pipeline | FineTuneClassifier:
     try:
         model = FineTuneClassifier.load(path) if path.lower().endswith(SAFE) else joblib.load(path)
     except Exception as error:  # a pickle can raise anything
-        raise click.ClickException(f"{path} is not a model that can be loaded: {one_line(error)}") from error
+        told = f"{type(error).__name__}: {one_line(error)}"
+        raise click.ClickException(
+            f"A model that featx fit wrote is expected (.joblib or .safetensors), got {path}, which cannot be loaded "
+            f"({told})."
+        ) from error
     first = model[0] if isinstance(model, Pipeline) else None
     if not isinstance(model, FineTuneClassifier) and not isinstance(first, PretrainedFeatureExtractor):
         raise click.ClickException(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from featx.cli.outcomes import Console
 from featx.extractor import PretrainedFeatureExtractor
@@ -113,6 +114,13 @@ class Reading:
         """For an estimator."""
         return {"image_size": self.image_size, "precision": self.precision, "decode": self.decode}
 
+    def words(self) -> list[str]:
+        """What to type for the same, without what is usual."""
+        usual = Reading(None, None, "float32", "exact")
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {name: value for name, value in options.items() if value != getattr(usual, name)}
+        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
 
 def extractor_for(
     backbone: str, reading: Reading, machine: Machine, console: Console, **params: Any
@@ -134,6 +142,20 @@ def weights_of(spec: str | None) -> str | None:
 def one_or_list(layers: list[str | int]) -> Any:
     """Layers as estimators take them: a single one as it is."""
     return layers[0] if len(layers) == 1 else layers
+
+
+def refuse_given(names: Iterable[str], why: str) -> None:
+    """Raise where the user has typed one of some options, which would have no effect.
+
+    Raises
+    ------
+    UsageError
+    """
+    context = click.get_current_context()
+    for option in context.command.params:
+        typed = option.name is not None and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+        if option.name in names and typed:
+            raise click.UsageError(f"{option.opts[0]} {why}.")
 
 
 def example(*lines: str) -> str:

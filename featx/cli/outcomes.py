@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import traceback
 import warnings
@@ -17,6 +18,9 @@ from featx.exceptions import FeatxError, ImageError
 _INTERRUPTED = 130
 # Errors whose message says all; of others the kind helps too.
 _PLAIN = (FeatxError, ValueError, OSError)
+_PARAMETER = re.compile(
+    r"\b(backbone|weights|layers|pooling|image_size|precision|decode|freeze|epochs|device|batch_size|n_jobs)=(?=\S)"
+)
 
 
 @dataclass(frozen=True)
@@ -154,9 +158,14 @@ def _exit_code(run: Callable[[], Any], with_traceback: bool) -> int:
         if with_traceback:
             traceback.print_exc()
         kind = "" if isinstance(error, _PLAIN) else f"{type(error).__name__}: "
-        click.echo(f"Error: {kind}{one_line(error)}", err=True)
+        click.echo(f"Error: {kind}{_with_options(one_line(error))}", err=True)
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _with_options(message: str) -> str:
+    """The library's words for parameters as options that can be typed."""
+    return _PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')} ", message)
 
 
 def one_line(error: BaseException) -> str:

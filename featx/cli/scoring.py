@@ -16,7 +16,6 @@ from sklearn.preprocessing import StandardScaler
 
 from featx.cli.outcomes import Console, broken_of
 from featx.extractor import PretrainedFeatureExtractor
-from featx.store import FeatureStore
 
 _C_VALUES = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
 
@@ -28,6 +27,8 @@ class Score:
     Attributes
     ----------
     backbone, layer, pooling : str
+    weights : str or None
+        As of an extractor; None for a random network.
     C : float
         The regularisation that did best.
     accuracy, spread : float
@@ -38,10 +39,16 @@ class Score:
     backbone: str
     layer: str
     pooling: str
+    weights: str | None
     C: float
     accuracy: float
     spread: float
     fold_accuracies: tuple[float, ...]
+
+    @property
+    def network(self) -> str:
+        """The backbone, as it is shown."""
+        return self.backbone if self.weights is not None else f"{self.backbone} (random)"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -68,7 +75,7 @@ def folds_for(y: np.ndarray, n_folds: int) -> StratifiedKFold:
         )
     if counts.min() < 2:
         raise click.ClickException(
-            f"At least two readable photos of each class are expected, got one of {classes[counts.argmin()]!r}."
+            f"At least two readable photos of each class are expected, got one of {str(classes[counts.argmin()])!r}."
         )
     return StratifiedKFold(min(n_folds, int(counts.min())), shuffle=True, random_state=0)
 
@@ -80,12 +87,6 @@ def compute_once(
     errors = extractor._extraction_of_images([*paths]).warm(layers)
     console.leave_out(broken_of(sorted(errors, key=lambda error: error.row or 0), paths))
     return np.setdiff1d(np.arange(len(paths)), [error.row for error in errors])
-
-
-def n_computed(store: FeatureStore) -> int:
-    """Photos that went through a network for a store, ever and by all processes."""
-    opened = store._existing()
-    return 0 if opened is None else opened.computed()
 
 
 def scores_of(
@@ -107,6 +108,7 @@ def scores_of(
                 os.fspath(extractor.backbone),
                 layer,
                 pooling,
+                None if extractor.weights is None else os.fspath(extractor.weights),
                 search.best_params_["logisticregression__C"],
                 float(results["mean_test_score"][best]),
                 float(results["std_test_score"][best]),

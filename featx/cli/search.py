@@ -11,9 +11,10 @@ from typing import Any
 import click
 import numpy as np
 
+from featx.activations.engine import TALLY
 from featx.backbones.catalogue import resolve_backbone
 from featx.cli.files import OutputFile
-from featx.cli.found import Effort, Found
+from featx.cli.found import Effort, Found, as_typed
 from featx.cli.options import (
     KEPT_POOLINGS,
     Listed,
@@ -27,9 +28,8 @@ from featx.cli.options import (
 )
 from featx.cli.outcomes import Console, table
 from featx.cli.photos import list_labelled
-from featx.cli.scoring import Score, candidates, compute_once, folds_for, is_vector, n_computed, scores_of
+from featx.cli.scoring import Score, candidates, compute_once, folds_for, is_vector, scores_of
 from featx.extractor import PretrainedFeatureExtractor
-from featx.store import FeatureStore
 
 
 @click.command(epilog=example("featx search photos/ --backbones resnet18,mobilenet_v3_small --layers all"))
@@ -98,39 +98,62 @@ def search(
             name: extractor_for(name, its, machine, console, cache=store, pooling=poolings[0])
             for name, its in readings.items()
         }
-        found = _search(photos, paths, y, extractors, store, layers, poolings, folds, console)
+        paths, y, scores, efforts = _search(paths, y, extractors, layers, poolings, folds, console)
+        ranked = sorted(scores, key=lambda score: -score.accuracy)
+        best = ranked[0]
+        fit = ["fit", photos, "-o", "model.joblib", "--backbone", best.backbone, "--layers", best.layer]
+        fit += ["--pooling", best.pooling, *readings[best.backbone].words(), *([] if machine.cache else ["--no-cache"])]
+        found = Found(
+            folder=photos,
+            command=click.get_current_context().obj or ["search"],
+            next_command=fit,
+            cached=machine.cache,
+            paths=paths,
+            y=y,
+            broken=tuple(console.broken),
+            folds=folds_for(y, folds),
+            ranked=ranked,
+            extractors=extractors,
+            efforts=efforts,
+        )
         _show(found, console)
-        if report is not None:
-            from featx.cli.report import write_report
-
-            write_report(found, report)
-            console.say(f"Report: {report}")
+        _report(found, report, console)
     console.finish(_as_json(found, report), n_photos)
 
 
+def _report(found: Found, path: Path | None, console: Console) -> None:
+    """Write the report; where that fails, the results are told all the same."""
+    if path is None:
+        return
+    from featx.cli.report import write_report
+
+    try:
+        write_report(found, path)
+    except Exception:
+        console.finish(_as_json(found, None))
+        raise
+    console.say(f"Report: {path}")
+
+
 def _search(
-    folder: str,
     paths: list[str],
     y: np.ndarray,
     extractors: dict[str, PretrainedFeatureExtractor],
-    store: FeatureStore,
     layers: list[str | int],
     poolings: list[str],
     n_folds: int,
     console: Console,
-) -> Found:
+) -> tuple[list[str], np.ndarray, list[Score], list[Effort]]:
+    """Photos that could be read and their classes, scores of all choices, and what each network took."""
     scores, efforts = list[Score](), list[Effort]()
     for name, extractor in extractors.items():
-        names, before, started = candidates(extractor, layers), n_computed(store), time.perf_counter()
+        names, before, started = candidates(extractor, layers), TALLY.n_images, time.perf_counter()
         good = compute_once(extractor.set_params(layers=names[0]), names, paths, console)
         passed = time.perf_counter()
         paths, y = [paths[row] for row in good.tolist()], y[good]
-        folds = folds_for(y, n_folds)
-        scores += scores_of(extractor, _choices(extractor, names, poolings), paths, y, folds)
-        efforts.append(Effort(name, n_computed(store) - before, passed - started, time.perf_counter() - passed))
-    command = click.get_current_context().obj
-    ranked = sorted(scores, key=lambda score: -score.accuracy)
-    return Found(folder, command, paths, y, tuple(console.broken), folds, ranked, extractors, efforts)
+        scores += scores_of(extractor, _choices(extractor, names, poolings), paths, y, folds_for(y, n_folds))
+        efforts.append(Effort(name, TALLY.n_images - before, passed - started, time.perf_counter() - passed))
+    return paths, y, scores, efforts
 
 
 def _choices(extractor: PretrainedFeatureExtractor, names: list[str], poolings: list[str]) -> list[tuple[str, str]]:
@@ -140,16 +163,12 @@ def _choices(extractor: PretrainedFeatureExtractor, names: list[str], poolings: 
 
 def _show(found: Found, console: Console) -> None:
     rows = [
-        [place, s.backbone, s.layer, s.pooling, f"{s.C:g}", f"{s.accuracy:.3f}", f"+- {s.spread:.3f}"]
+        [place, s.network, s.layer, s.pooling, f"{s.C:g}", f"{s.accuracy:.3f}", f"+- {s.spread:.3f}"]
         for place, s in enumerate(found.ranked, 1)
     ]
-    best = found.best
     console.say(f"{len(found.y)} photos of {len(found.classes)} classes; accuracy by cross-validation\n")
     console.say(table(["", "backbone", "layer", "pooling", "C", "accuracy", "folds"], rows))
-    console.say(
-        f"\nNext: featx fit PHOTOS -o model.joblib --backbone {best.backbone} --layers {best.layer} "
-        f"--pooling {best.pooling}"
-    )
+    console.say(f"\nNext: {as_typed(found.next_command)}")
 
 
 def _as_json(found: Found, report: Path | None) -> dict[str, Any]:

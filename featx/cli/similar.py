@@ -16,6 +16,7 @@ from featx.cli.options import (
     layers_option,
     one_or_list,
     pooling_option,
+    refuse_given,
     with_console,
     with_machine,
     with_reading,
@@ -56,6 +57,10 @@ def similar(
     found = [path for path in list_photos([photos], console) if not os.path.exists(path) or not _same(path, query)]
     paths = [*found, query]
     if backbone_or_model.lower().endswith(_MODELS):
+        refuse_given(
+            ["layers", "pooling", "weights", "image_size", "precision", "decode"],
+            "goes with a network, not with a model",
+        )
         rows = features(load_model(backbone_or_model), paths, machine, console)
     else:
         extractor = extractor_for(

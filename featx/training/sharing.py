@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from featx.exceptions import WeightsError
 
@@ -38,7 +38,7 @@ def save_fitted(path: str | os.PathLike[str], tensors: dict[str, torch.Tensor], 
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         whole = {name: value.contiguous() for name, value in tensors.items()}
-        save_file(whole, draft, metadata={_KEY: json.dumps(about, default=_plain)})
+        draft.write_bytes(save(whole, {_KEY: json.dumps(about, default=_plain)}))  # save_file hides it from others
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

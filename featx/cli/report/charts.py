@@ -19,7 +19,7 @@ _STYLE = "<style>svg{color:#1c2330}@media(prefers-color-scheme:dark){svg{color:#
 _INCHES = (4.8, 3.2)
 
 
-def layer_curve(scores: Sequence[Score], names: Sequence[str]) -> str:
+def layer_curve(scores: Sequence[Score], names: Sequence[str], limits: tuple[float, float]) -> str:
     """Accuracy against layer, one line for each pooling.
 
     Parameters
@@ -28,29 +28,31 @@ def layer_curve(scores: Sequence[Score], names: Sequence[str]) -> str:
         All of one network.
     names : sequence of str
         Its layers, from input to output.
+    limits : (float, float)
+        Of the axis of accuracy.
 
     Returns
     -------
     str
         A whole SVG file.
     """
-    import matplotlib.pyplot as plt
+    from matplotlib import rc_context, rcParamsDefault
+    from matplotlib.figure import Figure
 
     poolings = list(dict.fromkeys(score.pooling for score in sorted(scores, key=lambda score: score.pooling)))
     values = np.full((len(poolings), len(names), len(scores[0].fold_accuracies)), np.nan)
     for score in scores:
         values[poolings.index(score.pooling), names.index(score.layer)] = score.fold_accuracies
     look: Any = dict.fromkeys(_INK_SETTINGS, _INK) | {"svg.fonttype": "none", "font.family": "sans-serif"}
-    look |= {"legend.frameon": False}
-    with plt.rc_context(look):
-        figure, ax = plt.subplots(figsize=_INCHES, layout="constrained")
-        try:
-            LayerScoreDisplay(names, poolings, values, score_name="accuracy").plot(ax)
-            ax.spines[["top", "right"]].set_visible(False)
-            ax.grid(axis="y", alpha=0.25, color=_INK)
-            return _as_svg(figure)
-        finally:
-            plt.close(figure)
+    usual: Any = {name: value for name, value in rcParamsDefault.items() if not name.startswith("backend")}
+    with rc_context(usual | look | {"legend.frameon": False}):  # whatever the user's own settings are
+        figure = Figure(figsize=_INCHES, layout="constrained")
+        ax = figure.subplots()
+        LayerScoreDisplay(names, poolings, values, score_name="accuracy").plot(ax)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(axis="y", alpha=0.25, color=_INK)
+        ax.set_ylim(*limits)
+        return _as_svg(figure)
 
 
 def _as_svg(figure: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -171,11 +170,6 @@ def _name(path: str, folder: str) -> str:
     return shown(os.path.relpath(path, folder))
 
 
-def command_of(found: Found) -> str:
-    """What to type to search again."""
-    return shown(shlex.join(["featx", *found.command]))
-
-
 def code_of(found: Found) -> str:
     """Python that makes the best choice's model and finds its accuracy again."""
     best = found.best
@@ -183,7 +177,10 @@ def code_of(found: Found) -> str:
     names = ("weights", "layers", "pooling", "image_size", "precision", "decode")
     usual = type(extractor)().get_params()
     params = {name: getattr(extractor, name) for name in names if getattr(extractor, name) != usual[name]}
-    listed = "".join(f", {name}={value!r}" for name, value in params.items())
+    if isinstance(params.get("weights"), str):
+        params["weights"] = _typed(params["weights"], found.command)
+    listed = "".join(f", {name}={value!r}" for name, value in (params | {"cache": found.cached or None}).items())
+    data = ("photos.data[good]", "photos.target[good]") if found.broken else ("photos.data", "photos.target")
     lines = [
         "from sklearn.linear_model import LogisticRegression",
         "from sklearn.model_selection import StratifiedKFold, cross_val_score",
@@ -192,24 +189,27 @@ def code_of(found: Found) -> str:
         "",
         "from featx import PretrainedFeatureExtractor, load_image_folder",
         "",
-        f"photos = load_image_folder({os.path.abspath(found.folder)!r}, shuffle=False)",
+        f"photos = load_image_folder({found.folder!r}, shuffle=False)",
         *_leaving_out(found),
-        f"features = PretrainedFeatureExtractor({best.backbone!r}{listed}, cache=True)",
+        f"features = PretrainedFeatureExtractor({best.backbone!r}{listed})",
         f"model = make_pipeline(features, StandardScaler(), LogisticRegression(C={best.C:g}, max_iter=5000))",
         f"folds = StratifiedKFold({found.folds.n_splits}, shuffle=True, random_state=0)",
-        f"print(cross_val_score(model, {_DATA[bool(found.broken)]}, cv=folds).mean())  # {best.accuracy:.3f}",
+        f"print(cross_val_score(model, {', '.join(data)}, cv=folds).mean())  # {best.accuracy:.3f}",
     ]
     return shown("\n".join(lines))
-
-
-_DATA = {False: "photos.data, photos.target", True: "photos.data[good], photos.target[good]"}
 
 
 def _leaving_out(found: Found) -> list[str]:
     if not found.broken:
         return []
-    broken = sorted(os.path.abspath(photo.path) for photo in found.broken)
+    broken = sorted(photo.path for photo in found.broken)
     return ["good = [path not in {", *(f"    {path!r}," for path in broken), "} for path in photos.data]"]
+
+
+def _typed(file: str, command: Sequence[str]) -> str:
+    """A file by the name that it has in a command, so that a report tells no more of a machine than its reader did."""
+    words = [word.rpartition("=")[2] for word in command]
+    return next((word for word in words if word and os.path.abspath(word) == file), file)
 
 
 def about_photos(found: Found) -> list[dict[str, Any]]:

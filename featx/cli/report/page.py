@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import base64
-import platform
+import os
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from featx._version import __version__
 from featx.cli.files import replacing
-from featx.cli.found import Found
+from featx.cli.found import Found, as_typed
 from featx.cli.outcomes import shown
 from featx.cli.report.charts import layer_curve
-from featx.cli.report.contents import about_photos, code_of, command_of, contents_of
+from featx.cli.report.contents import about_photos, code_of, contents_of
 from featx.plots.display import check_matplotlib
 
 # Rows shown at once; the others are folded.
 _MOST_ROWS = 12
 # A larger confusion matrix is told as a list of the most frequent confusions.
 _MOST_CLASSES, _MOST_PAIRS = 25, 30
-_PACKAGES = ("featx", "scikit-learn", "torch", "torchvision")
+_PACKAGES = ("scikit-learn", "torch", "torchvision")
 
 
 def check_can_report() -> None:
@@ -44,7 +45,7 @@ def write_report(found: Found, path: Path) -> None:
     path : Path
         A file, which appears whole or not at all.
     """
-    page = _template().render(**_words(found))
+    page = shown(_template().render(**_words(found)))  # names of classes, too, may be no text
     with replacing(path) as part:
         part.write_text(page, encoding="utf-8")
 
@@ -69,25 +70,34 @@ def _words(found: Found) -> dict[str, Any]:
         for label, row in zip(classes, contents.confusion, strict=True)
     ]
     return {
-        "folder": shown(found.folder),
+        "folder": os.path.basename(os.path.realpath(found.folder)) or found.folder,
         "best": found.best,
         "ranked": list(enumerate(found.ranked, 1)),
         "n_shown": _MOST_ROWS,
         "n_folds": found.folds.n_splits,
         "photos": about_photos(found),
         "n_photos": len(found.paths),
-        "broken": [(shown(photo.path), photo.reason) for photo in found.broken],
+        "broken": [(photo.path, photo.reason) for photo in found.broken],
         "curves": [(name, curve) for name in found.extractors if (curve := _curve(found, name))],
         "classes": classes,
         "matrix": matrix if len(classes) <= _MOST_CLASSES else None,
         "confused": contents.confused(classes, _MOST_PAIRS),
         "contents": contents,
         "efforts": found.efforts,
-        "command": command_of(found),
+        "command": as_typed(found.command),
+        "next_command": as_typed(found.next_command),
         "code": code_of(found),
-        "versions": [(name, version(name)) for name in _PACKAGES] + [("Python", platform.python_version())],
+        "versions": [("featx", __version__), *((name, version(name)) for name in _PACKAGES)],
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _limits(found: Found) -> tuple[float, float]:
+    """What the accuracy axes of all charts show, so that networks can be compared."""
+    low = min(score.accuracy - score.spread for score in found.ranked)
+    high = max(score.accuracy + score.spread for score in found.ranked)
+    margin = 0.05 * max(high - low, 0.02)
+    return low - margin, high + margin
 
 
 def _curve(found: Found, backbone: str) -> str | None:
@@ -100,5 +110,5 @@ def _curve(found: Found, backbone: str) -> str | None:
     )
     if len(names) < 2:
         return None
-    svg = layer_curve(scores, names).encode()
+    svg = layer_curve(scores, names, _limits(found)).encode()
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
