@@ -40,6 +40,7 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[mis
         "decode": [StrOptions({"exact", "fast"})],
         "max_pixels": [Interval(Integral, 1, None, closed="left")],
         "on_error": [StrOptions({"raise", "nan"})],
+        "storage_options": [dict, None],
         "device": [str, None],
         "precision": [StrOptions({"float32", "bfloat16", "float16"})],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
@@ -70,6 +71,7 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[mis
             max_pixels=self.max_pixels,
             raw=self.preprocess is None,
             short_side=None if in_full or self.decode == "exact" else self._short_side(),
+            storage_options=self.storage_options,
         )
 
     def _short_side(self) -> int | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.base import ClassifierMixin, TransformerMixin, _fit_context
 from sklearn.callback import with_callbacks
-from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
+from sklearn.utils.validation import _check_feature_names_in
 
 from featx.exceptions import ImageError
 from featx.images.sources import MAX_PIXELS
@@ -18,9 +18,6 @@ from featx.tuning import TunedEstimator
 
 if TYPE_CHECKING:
     from featx.extractor import PretrainedFeatureExtractor
-
-# Parameters that say nothing about what was learnt.
-_OF_THIS_MACHINE = ("cache", "device", "n_jobs", "verbose")
 
 
 class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # type: ignore[misc]
@@ -44,6 +41,8 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
     on_error : {"raise", "nan"}, default="raise"
         An unreadable image raises an error that names its row and file. With ``"nan"`` ``fit`` leaves it out, with one
         warning, ``predict_proba`` and ``transform`` give a row of NaN, and ``predict``, without such a label, raises.
+    storage_options : dict or None, default=None
+        As in :class:`PretrainedFeatureExtractor`; lets paths be URLs.
     freeze : int, "all" or str, default=0
         How much of the network stays as it was: a number of stages counted from the input (negative leaves the last n
         trainable), ``"all"`` (only the head trains), or a module's name (up to and including it). More is faster and
@@ -155,6 +154,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         decode: str = "exact",
         max_pixels: int = MAX_PIXELS,
         on_error: str = "raise",
+        storage_options: dict[str, Any] | None = None,
         freeze: int | str = 0,
         hidden_layer_sizes: Any = (),
         dropout: float = 0.0,
@@ -199,6 +199,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         self.decode = decode
         self.max_pixels = max_pixels
         self.on_error = on_error
+        self.storage_options = storage_options
         self.freeze = freeze
         self.hidden_layer_sizes = hidden_layer_sizes
         self.dropout = dropout
@@ -385,63 +386,6 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         from featx.extractor import PretrainedFeatureExtractor
 
         return PretrainedFeatureExtractor(**self._as_fitted()._shared_params(PretrainedFeatureExtractor().get_params()))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted classifier as safetensors with JSON inside, in which nothing can run.
-
-        Parameters
-        ----------
-        path : str or path
-            File to write, usually ``.safetensors``. It holds the parameters (without ``cache``, ``device``, ``n_jobs``
-            and ``verbose``), the classes and what training changed; a frozen front is loaded again from ``weights``.
-
-        Raises
-        ------
-        TypeError
-            A parameter is a module or a callable, or labels are neither numbers nor texts.
-        """
-        from featx.training.sharing import labels_to_json, save_fitted
-
-        check_is_fitted(self)
-        given = self.get_params(deep=False) | self._made_with
-        params = {name: value for name, value in given.items() if name not in _OF_THIS_MACHINE}
-        params["weights"] = None if given["weights"] is None else os.fspath(given["weights"])
-        about = {
-            "params": params,
-            "classes": labels_to_json(self.classes_),
-            "multilabel": self._multilabel,
-            "history": self.history_,
-            "best_epoch": self.best_epoch_,
-            "n_features": getattr(self, "n_features_in_", None),
-        }
-        save_fitted(path, self.tensors_, about)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> FineTuneClassifier:
-        """A fitted classifier from a file that :meth:`save` wrote.
-
-        Parameters
-        ----------
-        path : str or path
-
-        Returns
-        -------
-        classifier : FineTuneClassifier
-
-        Raises
-        ------
-        WeightsError
-            The file is something else.
-        """
-        from featx.training.sharing import labels_from_json, load_fitted
-
-        tensors, about = load_fitted(path)
-        loaded = cls(**about["params"])
-        classes = labels_from_json(about["classes"])
-        loaded._be_fitted(classes, about["multilabel"], tensors, about["history"], about["best_epoch"])
-        if about["n_features"] is not None:
-            loaded.n_features_in_ = about["n_features"]
-        return loaded
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -16,6 +16,7 @@ from sklearn.utils.validation import _check_feature_names_in
 
 from featx.base import NetworkEstimator
 from featx.images.sources import MAX_PIXELS, Items
+from featx.lazy import LazyTransformMixin, is_lazy
 from featx.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from featx.backbones.layers import Architecture
 
 
-class PretrainedFeatureExtractor(TransformerMixin, NetworkEstimator):  # type: ignore[misc]
+class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEstimator):  # type: ignore[misc]
     """Features of images from the layers of a pretrained network.
 
     Stateless: the features of an image depend on the image and on the parameters alone, so ``transform`` works
@@ -88,6 +89,10 @@ class PretrainedFeatureExtractor(TransformerMixin, NetworkEstimator):  # type: i
     on_error : {"raise", "nan"}, default="raise"
         An unreadable image raises an error that names its row and file, or becomes a row of NaN with one warning
         that counts them.
+    storage_options : dict or None, default=None
+        Lets paths be URLs (``s3://``, ``https://``, ...), opened through fsspec with these options, such as
+        ``{"anon": True}``; ``{}`` for none. A URL is read anew in every call. Credentials are better left to the
+        environment: parameters are printed, pickled and logged. None opens no connection, whatever X says.
     device : str or None, default=None
         As torch spells it; None takes CUDA, MPS or CPU, the first there is.
     precision : {"float32", "bfloat16", "float16"}, default="float32"
@@ -161,6 +166,7 @@ class PretrainedFeatureExtractor(TransformerMixin, NetworkEstimator):  # type: i
         decode: str = "exact",
         max_pixels: int = MAX_PIXELS,
         on_error: str = "raise",
+        storage_options: dict[str, Any] | None = None,
         device: str | None = None,
         precision: str = "float32",
         batch_size: int = 32,
@@ -182,6 +188,7 @@ class PretrainedFeatureExtractor(TransformerMixin, NetworkEstimator):  # type: i
         self.decode = decode
         self.max_pixels = max_pixels
         self.on_error = on_error
+        self.storage_options = storage_options
         self.device = device
         self.precision = precision
         self.batch_size = batch_size
@@ -210,7 +217,8 @@ class PretrainedFeatureExtractor(TransformerMixin, NetworkEstimator):  # type: i
 
         context = self._init_callback_context()
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
-        self._items(X, reset=True)
+        if not is_lazy(X):  # the parts of a Dask collection are looked at when they are there
+            self._items(X, reset=True)
         spec = self._spec()
         self._preprocessing(spec)
         resolve_device(self.device)
@@ -227,7 +235,9 @@ class PretrainedFeatureExtractor(TransformerMixin, NetworkEstimator):  # type: i
         X : array-like of n images
             A list, array, Series or one-column frame of paths, ``bytes`` or PIL images; an array of shape
             (n, height, width) or (n, height, width, channels) with 1, 3 or 4 channels; a tensor of shape
-            (n, channels, height, width); or, with ``image_shape``, 2-D numbers with one flattened image a row.
+            (n, channels, height, width); or, with ``image_shape``, 2-D numbers with one flattened image a row. A Dask
+            array, Series or frame of these gives a Dask collection, of which nothing is computed yet: an array, or a
+            frame after ``set_output(transform="pandas")``.
 
         Returns
         -------
@@ -309,6 +319,9 @@ class PretrainedFeatureExtractor(TransformerMixin, NetworkEstimator):  # type: i
                 "image_size to it."
             )
         return self._plan(self._architecture(self._spec())).names()
+
+    def _width(self) -> tuple[int, ...]:
+        return self._plan(self._architecture(self._spec())).shape
 
     def _plan(self, architecture: Architecture) -> FeaturePlan:
         from featx.activations.plan import FeaturePlan

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import clone
@@ -41,6 +42,8 @@ _DECIDING = (
     *("backbone", "weights", "layers", "pooling", "grid", "normalize", "preprocess", "image_size", "image_shape"),
     *("pixel_range", "decode", "freeze", "hidden_layer_sizes", "random_state"),
 )
+# Not for strangers: where this machine keeps things, and what opens its doors.
+_OF_THIS_MACHINE = ("cache", "device", "n_jobs", "storage_options", "verbose")
 _BUILDING = ForkSafeLock()
 
 
@@ -330,6 +333,64 @@ class TunedEstimator(NetworkEstimator):
             )
 
         return Source(items, self._preprocessing(model.spec), self.n_jobs, extract)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted classifier as safetensors with JSON inside, in which nothing can run.
+
+        Parameters
+        ----------
+        path : str or path
+            File to write, usually ``.safetensors``. It holds the parameters (without ``cache``, ``device``, ``n_jobs``,
+            ``storage_options`` and ``verbose``), the classes and what training changed; a frozen front is loaded again
+            from ``weights``.
+
+        Raises
+        ------
+        TypeError
+            A parameter is a module or a callable, or labels are neither numbers nor texts.
+        """
+        from featx.training.sharing import labels_to_json, save_fitted
+
+        check_is_fitted(self)
+        given = self.get_params(deep=False) | self._made_with
+        params = {name: value for name, value in given.items() if name not in _OF_THIS_MACHINE}
+        params["weights"] = None if given["weights"] is None else os.fspath(given["weights"])
+        about = {
+            "params": params,
+            "classes": labels_to_json(self.classes_),
+            "multilabel": self._multilabel,
+            "history": self.history_,
+            "best_epoch": self.best_epoch_,
+            "n_features": getattr(self, "n_features_in_", None),
+        }
+        save_fitted(path, self.tensors_, about)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """A fitted classifier from a file that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path : str or path
+
+        Returns
+        -------
+        classifier : an estimator of this class
+
+        Raises
+        ------
+        WeightsError
+            The file is something else.
+        """
+        from featx.training.sharing import labels_from_json, load_fitted
+
+        tensors, about = load_fitted(path)
+        loaded = cls(**about["params"])
+        classes = labels_from_json(about["classes"])
+        loaded._be_fitted(classes, about["multilabel"], tensors, about["history"], about["best_epoch"])
+        if about["n_features"] is not None:
+            loaded.n_features_in_ = about["n_features"]
+        return loaded
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

@@ -33,6 +33,8 @@ class Extraction:
     store : FeatureStore or None
     max_pixels, batch_size, n_jobs, on_error, verbose
         As in PretrainedFeatureExtractor.
+    warns : bool, default=True
+        Whether one warning counts the unreadable images, of which the blocks tell in any case.
     """
 
     items: Items
@@ -43,6 +45,7 @@ class Extraction:
     n_jobs: int | None
     on_error: str
     verbose: int
+    warns: bool = True
 
     def without_store(self, reason: str) -> Extraction:
         """The same, computed anew; a warning says why where there was a store."""
@@ -113,7 +116,7 @@ class Extraction:
         return KeptRecipe(self.recipe, session, slots, tick=tick, check=check, **self._how)
 
     def _description(self, session: Session) -> str:
-        return describe_recipe(self.recipe, self.max_pixels, self.items.short_side, session)
+        return describe_recipe(self.recipe, self.max_pixels, self.items.short_side, session.digest_of_file)
 
     @contextmanager
     def _counting(self) -> Iterator[tuple[_Tick, list[ImageError]]]:
@@ -122,6 +125,6 @@ class Extraction:
         label = self.recipe.spec.backbone.label
         with tqdm(total=len(self.items), unit="img", desc=label, disable=not self.verbose) as bar:
             yield bar.update, errors
-        if errors:
+        if errors and self.warns:
             count = f"{len(errors)} of {len(self.items)} images could not be read; their rows are NaN."
             warnings.warn(f"{count} The first: {errors[0]}", UserWarning, stacklevel=5)

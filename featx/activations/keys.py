@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import PIL
 import torchvision
@@ -14,7 +15,6 @@ from featx.backbones.fingerprint import NoFingerprint
 from featx.backbones.weights import content_of
 from featx.images.decoding import POLICY
 from featx.images.preprocessing import CustomPreprocessing
-from featx.store import Session
 
 #: To be raised whenever the same key would stand for other values.
 _SCHEMA = 1
@@ -24,8 +24,19 @@ class NoKey(Exception):
     """Nothing tells what the features depend on; the message says what is missing."""
 
 
-def describe_recipe(recipe: Recipe, max_pixels: int, short_side: int | None, session: Session) -> str:
+def describe_recipe(
+    recipe: Recipe, max_pixels: int, short_side: int | None, digest_of_file: Callable[[str], bytes]
+) -> str:
     """The recipe in words that differ wherever features can.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    max_pixels : int
+    short_side : int or None
+        As of Items.
+    digest_of_file : callable (str) -> bytes
+        Stands for the content of a weights file.
 
     Raises
     ------
@@ -34,7 +45,7 @@ def describe_recipe(recipe: Recipe, max_pixels: int, short_side: int | None, ses
     """
     decoding = (POLICY, max_pixels, PIL.__version__, torchvision.__version__, ImageFile.LOAD_TRUNCATED_IMAGES)
     parts = {
-        "network": _network(recipe, session),
+        "network": _network(recipe, digest_of_file),
         "preprocess": _preprocessing(recipe),
         "input": recipe.architecture.shape,
         "precision": recipe.precision,
@@ -49,7 +60,7 @@ def key_of(description: str) -> bytes:
     return xxhash.xxh3_128_digest(description.encode())
 
 
-def _network(recipe: Recipe, session: Session) -> str:
+def _network(recipe: Recipe, digest_of_file: Callable[[str], bytes]) -> str:
     spec = recipe.spec
     if not spec.backbone.named:
         try:
@@ -57,7 +68,7 @@ def _network(recipe: Recipe, session: Session) -> str:
         except NoFingerprint as error:
             raise NoKey(str(error)) from error
     else:
-        content = content_of(spec.backbone, spec.weights, spec.seed, session.digest_of_file)
+        content = content_of(spec.backbone, spec.weights, spec.seed, digest_of_file)
     names = ("torch", "torchvision") if spec.backbone.family else ("torch", "torchvision", "timm")
     libraries = [sys.modules[name] for name in names if name in sys.modules]
     versions = " ".join(f"{library.__name__} {library.__version__}" for library in libraries)

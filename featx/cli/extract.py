@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import click
 import numpy as np
 
-from featx.cli.files import OutputFile, replacing
+from featx.cli.files import OutputFile
 from featx.cli.options import (
     Machine,
     Reading,
@@ -21,13 +22,17 @@ from featx.cli.options import (
     layers_option,
     one_or_list,
     pooling_option,
+    refuse_given,
     with_console,
     with_machine,
     with_reading,
 )
-from featx.cli.outcomes import Console, broken_of, shown
+from featx.cli.outcomes import Broken, Console, broken_of, shown
 from featx.cli.photos import list_photos
+from featx.extractor import PretrainedFeatureExtractor
+from featx.writing import replacing
 
+_FILES = (".parquet", ".npy")
 # Rows written together, so that a file does not depend on the sizes of the blocks that come.
 _ROW_GROUP = 1024
 
@@ -37,10 +42,15 @@ _ROW_GROUP = 1024
 @click.option(
     "-o",
     "--output",
-    type=OutputFile(".parquet", ".npy"),
+    type=OutputFile(*_FILES, ""),
     required=True,
     help="File to write: .parquet with the columns path, one per feature, and error; or .npy, with paths, column names "
-    "and errors in a .npy.json beside it.",
+    "and errors in a .npy.json beside it. A name without an ending is a folder for shards, for very many photos.",
+)
+@click.option("--scheduler", metavar="ADDRESS", help="With a folder: compute on the workers of a Dask scheduler.")
+@click.option("--local-workers", type=click.IntRange(1), help="With a folder: compute in so many processes.")
+@click.option(
+    "--shard-size", type=click.IntRange(1), default=4096, show_default=True, help="With a folder: photos in a file."
 )
 @backbone_option
 @layers_option
@@ -51,6 +61,9 @@ _ROW_GROUP = 1024
 def extract(
     photos: tuple[str, ...],
     output: Path,
+    scheduler: str | None,
+    local_workers: int | None,
+    shard_size: int,
     backbone: str,
     layers: list[str | int],
     pooling: str,
@@ -58,14 +71,29 @@ def extract(
     machine: Machine,
     console: Console,
 ) -> None:
-    """Write the features of PHOTOS, which are files and folders (at any depth), to a file.
+    """Write the features of PHOTOS, which are files and folders (at any depth), to a file or, in shards, to a folder.
 
     Whatever ends a run, the next one computes what is missing alone, unless --no-cache says to keep nothing. The file
     appears when it is complete. A photo that cannot be read has a row without numbers.
     """
+    if output.suffix:
+        refuse_given(["shard_size"], "goes with a folder for shards only")
+    if output.suffix and (scheduler or local_workers):
+        raise click.UsageError(f"A folder for shards is expected with workers, got {str(output)!r}.")
     paths = list_photos(photos, console)
     extractor = extractor_for(backbone, reading, machine, console, layers=one_or_list(layers), pooling=pooling)
     names = extractor.get_feature_names_out().tolist()
+    if not output.suffix:
+        _extract_shards(extractor, paths, output, shard_size, _client(scheduler, local_workers), console)
+    else:
+        _extract_file(extractor, paths, output, names, console)
+    console.say(f"{len(paths)} photos, {len(names)} features each: {output}")
+    console.finish({"output": str(output), "n_features": len(names)}, len(paths))
+
+
+def _extract_file(
+    extractor: PretrainedFeatureExtractor, paths: list[str], output: Path, names: list[str], console: Console
+) -> None:
     kind = _Parquet if output.suffix.lower() == ".parquet" else _Npy
     with (
         replacing(output) as part,
@@ -77,8 +105,56 @@ def extract(
             console.leave_out(broken)
             reasons = {error.row: photo.reason for error, photo in zip(block.errors, broken, strict=True)}
             file.add(block.rows, [reasons.get(row) for row in range(block.start, block.stop)])
-    console.say(f"{len(paths)} photos, {len(names)} features each: {output}")
-    console.finish({"output": str(output), "n_features": len(names)}, len(paths))
+
+
+def _extract_shards(
+    extractor: PretrainedFeatureExtractor,
+    paths: list[str],
+    output: Path,
+    shard_size: int,
+    connecting: AbstractContextManager[Any],
+    console: Console,
+) -> None:
+    try:
+        import pyarrow.dataset
+    except ImportError as error:
+        raise click.ClickException('Shards need pyarrow. Run pip install "featx[cli]".') from error
+    from featx.distributed import extract as extract_shards
+
+    absolute = [os.path.abspath(path) for path in paths]  # workers may stand elsewhere
+    with connecting as client:
+        extract_shards(extractor, absolute, output, client=client, shard_size=shard_size)
+    there = pyarrow.dataset.dataset(sorted(output.glob("part-*.parquet")), format="parquet")
+    broken = there.to_table(columns=["path", "error"], filter=pyarrow.dataset.field("error").is_valid())
+    console.leave_out(Broken(os.path.relpath(row["path"]), row["error"]) for row in broken.to_pylist())
+
+
+def _client(scheduler: str | None, local_workers: int | None) -> AbstractContextManager[Any]:
+    """A Dask client that is closed in the end; None where this process computes."""
+    if scheduler is None and local_workers is None:
+        return nullcontext()
+    if scheduler is not None and local_workers is not None:
+        raise click.UsageError("Either --scheduler or --local-workers is expected, got both.")
+    try:
+        import dask
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise click.ClickException('Workers need Dask. Run pip install "featx[dask]".') from error
+    if scheduler is not None:
+        return Client(scheduler)
+    threads = max(1, (os.cpu_count() or 1) // (local_workers or 1))
+    environment = {"distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": threads}
+    return _local(dask, Client, LocalCluster, environment, local_workers)
+
+
+@contextmanager
+def _local(dask: Any, client: Any, cluster: Any, environment: dict[str, Any], n_workers: int | None) -> Iterator[Any]:
+    with (
+        dask.config.set(environment),
+        cluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None) as started,
+        client(started) as connected,
+    ):
+        yield connected
 
 
 class _File(Protocol):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import stat
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -16,6 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from featx.exceptions import UnreadableImage
+from featx.images.remote import fetch, is_url
 from featx.locks import ForkSafeLock
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 PixelRange: TypeAlias = str | tuple[float, float]  # the str is "auto"
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CHANNELS = (1, 3, 4)
 _REASONS = {
     errno.ENOENT: "no such file",
@@ -60,11 +60,15 @@ class Item(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PathItem:
-    """A picture in a file; see :func:`featx.images.decoding.decode` for the options."""
+    """A picture in a file; see :func:`featx.images.decoding.decode` for the options.
+
+    Where ``storage_options`` is a mapping, the file may be a URL.
+    """
 
     path: str | os.PathLike[str]
     max_pixels: int
     short_side: int | None = None
+    storage_options: Mapping[str, Any] | None = None
 
     stretch = False
 
@@ -75,7 +79,7 @@ class PathItem:
 
     def load(self) -> torch.Tensor:
         """Decode the file."""
-        return self._decoded(self._read())
+        return self._decoded(self._read())[0]
 
     def digest(self, seed: int = 0) -> bytes:
         """Digest of the file's bytes."""
@@ -83,15 +87,23 @@ class PathItem:
 
     def load_with_digest(self, seed: int) -> tuple[torch.Tensor, bytes]:
         """Pixels and digest of the same bytes, whoever writes to the file meanwhile."""
-        data = self._read()
-        return self._decoded(data), _digest(seed, "file", data)
+        pixels, data = self._decoded(self._read())
+        return pixels, _digest(seed, "file", data)
 
-    def _decoded(self, data: bytes) -> torch.Tensor:
-        return _decode(data, self.max_pixels, self.short_side)
+    def _decoded(self, data: bytes) -> tuple[torch.Tensor, bytes]:
+        """Pixels, and the bytes that they are made of: of a URL those of a second try where the first are broken."""
+        try:
+            return _decode(data, self.max_pixels, self.short_side), data
+        except UnreadableImage:
+            if not is_url(self.source) or (again := self._read()) == data:
+                raise
+            return _decode(again, self.max_pixels, self.short_side), again
 
     def _read(self) -> bytes:
-        if _URL.match(self.source):
-            raise UnreadableImage("URLs are not opened; pass a local file")
+        if is_url(self.source):
+            if self.storage_options is None:
+                raise UnreadableImage("URLs are not opened; pass a local file, or set storage_options={}")
+            return fetch(self.source, self.storage_options)
         try:
             mode = os.stat(self.source).st_mode
             if stat.S_ISDIR(mode):
@@ -241,7 +253,13 @@ class BrokenItem:
 
 
 def item_from(
-    element: Any, *, pixel_range: PixelRange, max_pixels: int, raw: bool, short_side: int | None = None
+    element: Any,
+    *,
+    pixel_range: PixelRange,
+    max_pixels: int,
+    raw: bool,
+    short_side: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Item:
     """The item for one element of X, whatever the element is.
 
@@ -257,6 +275,8 @@ def item_from(
         Whether arrays and tensors are taken as they are.
     short_side : int or None, default=None
         Pixels that are enough for encoded images.
+    storage_options : mapping or None, default=None
+        Lets URLs be opened.
 
     Returns
     -------
@@ -264,7 +284,7 @@ def item_from(
         Nothing has been read yet.
     """
     if isinstance(element, str | os.PathLike):
-        return PathItem(element, max_pixels, short_side)
+        return PathItem(element, max_pixels, short_side, storage_options)
     if isinstance(element, bytes | bytearray | memoryview):
         return BytesItem(bytes(element), max_pixels, short_side)
     if is_a(element, "PIL.Image", "Image"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
@@ -38,7 +38,8 @@ class Items(Sequence[Item]):
     rows : sequence of int or None, default=None
         Which elements, None for all.
     **options
-        `image_shape` (complete), `pixel_range`, `max_pixels`, `raw` and `short_side` as in :func:`as_items`.
+        `image_shape` (complete), `pixel_range`, `max_pixels`, `raw`, `short_side`, `storage_options` as in
+        :func:`as_items`.
     """
 
     def __init__(self, elements: Any, rows: Sequence[int] | None = None, **options: Any) -> None:
@@ -159,6 +160,7 @@ def as_items(
     max_pixels: int = MAX_PIXELS,
     raw: bool = False,
     short_side: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Items:
     """X as a sequence of items.
 
@@ -180,6 +182,8 @@ def as_items(
         Whether X holds what the network takes: only arrays and tensors, given on as they are.
     short_side : int or None, default=None
         Pixels that are enough: a JPEG is then read at its smallest built-in scale that has as many.
+    storage_options : mapping or None, default=None
+        Lets URLs be opened, through fsspec with these options.
 
     Returns
     -------
@@ -208,6 +212,7 @@ def as_items(
         max_pixels=max_pixels,
         raw=raw,
         short_side=short_side,
+        storage_options=storage_options,
     )
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from featx._version import __version__
-from featx.cli.files import replacing
 from featx.cli.found import Found, as_typed
 from featx.cli.outcomes import shown
 from featx.cli.report.charts import layer_curve
 from featx.cli.report.contents import about_photos, code_of, contents_of
 from featx.plots.display import check_matplotlib
+from featx.writing import replacing
 
 # Rows shown at once; the others are folded.
 _MOST_ROWS = 12

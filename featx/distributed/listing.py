@@ -1,0 +1,86 @@
+"""What a user means by items, as a list of paths and URLs."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from featx.images.folder import is_hidden, is_picture
+from featx.images.remote import is_url
+from featx.images.sources import as_items
+
+
+def list_items(items: Any, storage_options: Mapping[str, Any] | None) -> list[str]:
+    """Paths and URLs, as they are given, or as a pattern or folder holds them, sorted.
+
+    Parameters
+    ----------
+    items : str, path, or list, array, Series or one-column frame of them
+        A text alone is a pattern with ``*`` or ``**``, or a folder, of which every picture at any depth is taken.
+    storage_options : mapping or None
+        None for no URLs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Something is no path, or there is nothing.
+    """
+    alone = isinstance(items, str | os.PathLike)
+    found = _matching(os.fspath(items), storage_options) if alone else _given(items)
+    if storage_options is None and (url := next(filter(is_url, found), None)) is not None:
+        raise ValueError(f"Local files are expected with storage_options=None, got {url!r}. Set storage_options={{}}.")
+    return found
+
+
+def _given(items: Any) -> list[str]:
+    paths = list(as_items(items).iter_paths())
+    if None in paths:
+        row = paths.index(None)
+        raise TypeError(f"Paths or URLs are expected, got something else at items[{row}]. Write it to a file first.")
+    return [path for path in paths if path is not None]
+
+
+def _matching(pattern: str, storage_options: Mapping[str, Any] | None) -> list[str]:
+    if is_url(pattern):
+        if storage_options is None:
+            raise ValueError(
+                f"A local folder or pattern is expected with storage_options=None, got {pattern!r}. Set "
+                "storage_options={}."
+            )
+        found = _matching_far(pattern, storage_options)
+    elif os.path.isdir(pattern):
+        found = _pictures_in(pattern)
+    else:
+        found = sorted(path for path in glob.iglob(pattern, recursive=True) if not os.path.isdir(path))
+    if not found:
+        raise ValueError(f"At least one file is expected, got items={pattern!r}, which matches none.")
+    return found
+
+
+def _pictures_in(folder: str) -> list[str]:
+    found: list[str] = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        found += [os.path.join(parent, name) for name in names if is_picture(name)]
+    return sorted(found)
+
+
+def _matching_far(pattern: str, storage_options: Mapping[str, Any]) -> list[str]:
+    from fsspec.core import url_to_fs
+
+    files, path = url_to_fs(pattern, **storage_options)
+    files.invalidate_cache()  # what it listed before may have changed
+    if files.isfile(path):
+        found = [path]
+    elif glob.has_magic(path):
+        found = [name for name, about in files.glob(path, detail=True).items() if about["type"] == "file"]
+    else:
+        found = [name for name in files.find(path) if _is_shown_picture(name[len(path) :])]
+    return sorted(files.unstrip_protocol(name) for name in found)
+
+
+def _is_shown_picture(name: str) -> bool:
+    *folders, last = name.strip("/").split("/")
+    return is_picture(last) and not any(map(is_hidden, folders))

@@ -1,0 +1,121 @@
+"""Items cut into shards, each of which has a name that says what belongs into it; and the manifest beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import xxhash
+
+from featx._version import __version__
+from featx.distributed.folder import Folder
+
+MANIFEST = "manifest.json"
+_FORMAT = 1
+
+
+class OtherShards(ValueError):
+    """The output holds shards of another recipe, or of other items."""
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file of an output is a shard."""
+    return name.startswith("part-") and name.endswith(".parquet")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some consecutive items, and the file for their features.
+
+    Attributes
+    ----------
+    name : str
+        ``part-`` with its number and a digest of recipe and items.
+    start, stop : int
+        Positions in the list of items.
+    """
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What all shards of an output have in common.
+
+    Attributes
+    ----------
+    recipe : str
+        Everything that can change a feature, in words.
+    columns : list of str
+        Names of the features.
+    shard_size : int
+    n_items : int
+    """
+
+    recipe: str
+    columns: list[str]
+    shard_size: int
+    n_items: int
+
+    @property
+    def key(self) -> str:
+        """Digest of the recipe."""
+        return xxhash.xxh3_128_hexdigest(self.recipe.encode())
+
+    def shards(self, items: Sequence[str]) -> Iterator[Shard]:
+        """The items in order, cut."""
+        for number, start in enumerate(range(0, len(items), self.shard_size)):
+            part = items[start : start + self.shard_size]
+            digest = xxhash.xxh3_64_hexdigest("\0".join([self.key, *part]).encode("utf-8", "surrogatepass"))
+            yield Shard(f"part-{number:06}-{digest}.parquet", start, start + len(part))
+
+    def settle(self, folder: Folder, shards: Sequence[Shard]) -> set[str]:
+        """Write the manifest, or check that the one there says the same; names of the shards that are there.
+
+        Raises
+        ------
+        OtherShards
+        """
+        folder.sweep()
+        names = folder.names()
+        there = set(filter(is_shard, names))
+        if MANIFEST in names:
+            self._check(json.loads(folder.read(MANIFEST)), folder)
+        check_no_others(there, shards, folder)
+        if MANIFEST not in names:
+            folder.write(MANIFEST, json.dumps(self._as_dict(), indent=1).encode())
+        return there
+
+    def _as_dict(self) -> dict[str, Any]:
+        return {"format": _FORMAT, "featx": __version__, "key": self.key, **asdict(self)}
+
+    def _check(self, found: dict[str, Any], folder: Folder) -> None:
+        if found.get("format") != _FORMAT or found.get("key") != self.key:
+            raise OtherShards(
+                f"Shards of one recipe are expected in {folder.url!r}, which was begun with another one. Take another "
+                f"folder.\n  there: {found.get('recipe')}\n  asked: {self.recipe}"
+            )
+        if (found["n_items"], found["shard_size"]) != (self.n_items, self.shard_size):
+            raise OtherShards(
+                f"The same items as before are expected in {folder.url!r}: {found['n_items']} in shards of "
+                f"{found['shard_size']}, got {self.n_items} in shards of {self.shard_size}. Take another folder for "
+                "other items."
+            )
+
+
+def check_no_others(there: set[str], shards: Sequence[Shard], folder: Folder) -> None:
+    """Raise where an output holds other shards too.
+
+    Raises
+    ------
+    OtherShards
+    """
+    if strange := there - {shard.name for shard in shards}:
+        raise OtherShards(
+            f"No shards but those of these items are expected in {folder.url!r}, got {len(strange)} others, such as "
+            f"{min(strange)!r}. Take another folder, or the same items in the same order."
+        )
