@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -481,3 +482,36 @@ def test_progress_is_silent_where_nobody_looks(photos: Path, tmp_path: Path) -> 
     (tmp_path / "one" / "a.png").write_bytes(encode(colours(), "PNG"))
     result = run("extract", tmp_path / "one", "-o", tmp_path / "f.npy", *MICRO)
     assert result.stderr == ""
+
+
+# README
+
+
+def test_readmes_commands_and_lines_for_own_photos_run(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As they stand there, but with the network that needs no download; ``demo`` has a test of its own."""
+    readme = Path(__file__).parents[1] / "README.md"
+    if not readme.exists():
+        pytest.skip("installed without the README")
+    text = re.sub("resnet18,mobilenet_v3_small|resnet18|resnet50", "featx_micro", readme.read_text())
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photos / "red", tmp_path / "new")
+    shutil.copy(photos / "red" / "0.jpg", tmp_path / "query.jpg")
+    (block,) = re.findall(r"^```sh\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    commands = [
+        shlex.split(line.replace("--local-workers 4", "--local-workers 1"), comments=True)
+        for line in block.splitlines()
+    ]
+    assert {words[1] for words in commands} == {*featx.commands}
+    for program, name, *words in commands:
+        assert program == "featx"
+        if name != "demo":
+            run(name, *words, *(MICRO if name in ("fit", "extract") else ()))
+    for made in ("report.html", "model.joblib", "labels.csv", "features.parquet", "features/manifest.json"):
+        assert (tmp_path / made).exists()
+    first, *_ = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    (own,) = re.findall(r"^```py\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    imports = "\n".join(line for line in first.splitlines() if line.startswith("from "))
+    exec(compile(f"{imports}\n{own}".replace("cv=5", "cv=3"), "README", "exec"), {})
+    assert 0.5 < float(capsys.readouterr().out) <= 1
