@@ -170,7 +170,7 @@ def _check_workers(client: Client) -> None:
     found = client.run(version, "featx", on_error="return")
     for worker, there in found.items():
         if there != __version__:
-            told = "none" if isinstance(there, BaseException) else there
+            told = f"{type(there).__name__}: {there}" if isinstance(there, BaseException) else there
             raise ShardError(
                 f"featx {__version__} is expected on every worker, got {told} on {worker}. Install it there."
             )

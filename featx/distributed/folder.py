@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,6 +60,8 @@ class Folder:
             Path(self.url).mkdir(parents=True, exist_ok=True)
             with replacing(Path(self.url, name), sweep=False) as part:
                 part.write_bytes(content)
+                with open(part, "rb+") as file:
+                    os.fsync(file.fileno())  # a name must not outlive what it names when the power fails
             return
         files, root = self._files()
         protocols = {files.protocol} if isinstance(files.protocol, str) else set(files.protocol)
