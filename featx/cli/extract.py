@@ -151,7 +151,7 @@ def _client(scheduler: str | None, local_workers: int | None) -> AbstractContext
 def _local(dask: Any, client: Any, cluster: Any, environment: dict[str, Any], n_workers: int | None) -> Iterator[Any]:
     with (
         dask.config.set(environment),
-        cluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None) as started,
+        cluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=":0") as started,
         client(started) as connected,
     ):
         yield connected
