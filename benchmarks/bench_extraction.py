@@ -11,7 +11,8 @@ batches into pieces, which the bare pass does not.
 - half: the same in bfloat16, where the processor computes with it; cosine with float32, and accuracy on the photos.
 - large: the photos enlarged to 12 megapixels, read with decode="exact" and "fast".
 - small: CIFAR-10's JPEGs with featx_micro, where the cost per image shows.
-- growth: 1,000 to 60,000 of them, each number in a process of its own: time per image and peak memory. Needs Linux.
+- growth: 1,000 to 60,000 of them, each number in a process of its own that stands still while the others take their
+  turns of a thousand images: time per image and peak memory. Needs Linux.
 
 Ways take turns, and medians over the rounds are compared. Features are compared with featx's first: to 1e-2 of their
 norm, since others decode and resize by other routines. Exits with 1 where a limit is not met. ``--quick`` takes fewer
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -295,43 +297,85 @@ def measure_small(paths: list[str], rounds: int) -> Figures:
     }
 
 
+TURN = 1_000  # images
 GROWTH = """
-import json, sys, time
+import sys
 from pathlib import Path
 from featx import PretrainedFeatureExtractor
-paths = sys.stdin.read().splitlines()
+n, turn, n_turns = map(int, sys.argv[1:])
+given = sys.stdin.read().splitlines()
+paths = (given * -(-n // len(given)))[:n]
 extractor = PretrainedFeatureExtractor("featx_micro")
 for block in extractor.iter_transform(paths[:256]): pass
-start = time.perf_counter()
-for block in extractor.iter_transform(paths): pass
-seconds = time.perf_counter() - start
-status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-peak = int(status["VmHWM"].split()[0]) / 1024  # unlike getrusage, without what the parent held when it forked
-print(json.dumps({"n": len(paths), "us_per_image": seconds / len(paths) * 1e6, "peak_mib": peak}))
+def done():
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    print(int(status["VmHWM"].split()[0]) / 1024, flush=True)  # unlike getrusage, without what the parent held
+done()
+for run in range(turn * n_turns // n):
+    n_done = 0
+    for rows in extractor.iter_transform(paths):
+        n_done += len(rows)
+        if n_done // turn > (n_done - len(rows)) // turn: done()
 """
 
 
-def measure_growth(paths: list[str], sizes: Sequence[int], rounds: int) -> Figures:
-    """Time per image and memory as their number grows; the same files stand for more than there are."""
-    runs: dict[int, list[Figures]] = {size: [] for size in sizes}
-    for _ in range(rounds):
-        for size in sizes:
-            given = "\n".join((paths * -(-size // len(paths)))[:size])
-            done = subprocess.run(
-                [sys.executable, "-c", GROWTH], input=given, capture_output=True, text=True, check=True
-            )
-            runs[size].append(json.loads(done.stdout))
-    middle = {
-        size: {name: float(np.median([run[name] for run in found])) for name in ("us_per_image", "peak_mib")}
-        for size, found in runs.items()
-    }
-    first, last = middle[sizes[0]], middle[sizes[-1]]
-    spread = [figures["us_per_image"] for figures in middle.values()]
+class Growing:
+    """A process that extracts a number of images, over and over, and stands still but for its turns."""
+
+    def __init__(self, paths: Sequence[str], size: int, n_turns: int) -> None:
+        self.size, self.peaks = size, []
+        command = [sys.executable, "-c", GROWTH, str(size), str(TURN), str(n_turns)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with self.process.stdin as given:
+            given.write("\n".join(paths))
+        self.said = self.process.stdout
+        self._wait()
+
+    def take_turn(self) -> float:
+        """Microseconds per image."""
+        start = time.perf_counter()
+        self.process.send_signal(signal.SIGCONT)
+        self.peaks.append(self._wait())
+        return (time.perf_counter() - start) / TURN * 1e6
+
+    @property
+    def peak_mib(self) -> float:
+        """Peak memory of the first run that is whole."""
+        return self.peaks[self.size // TURN - 1]
+
+    def _wait(self) -> float:
+        line = self.said.readline()
+        self.process.send_signal(signal.SIGSTOP)
+        assert line, f"The process of {self.size} images ended early."
+        return float(line)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def measure_growth(paths: list[str], sizes: Sequence[int]) -> Figures:
+    """Time per image and memory as their number grows; the same files stand for more than there are.
+
+    A process of each size, stopped by signal while the others take their turns of a thousand images: a machine whose
+    speed drifts by a fifth within minutes drifts for all of them.
+    """
+    n_turns = max(sizes) // TURN
+    processes = [Growing(paths, size, n_turns) for size in sizes]
+    try:
+        turns = [[process.take_turn() for process in processes] for _ in range(n_turns)]
+    finally:
+        for process in processes:
+            process.end()
+    times = dict(zip(sizes, np.transpose(turns).tolist(), strict=True))
+    middle = {size: float(np.median(values)) for size, values in times.items()}
+    peaks = {process.size: process.peak_mib for process in processes}
     return {
-        "sizes": middle,
-        "time_per_image_spread": max(spread) / min(spread),
-        "memory_growth": last["peak_mib"] / first["peak_mib"],
-        "runs": runs,
+        "sizes": {size: {"us_per_image": middle[size], "peak_mib": peaks[size]} for size in sizes},
+        "time_per_image_spread": max(middle.values()) / min(middle.values()),
+        "memory_growth": peaks[sizes[-1]] / peaks[sizes[0]],
+        "turns": times,
     }
 
 
@@ -376,7 +420,7 @@ def print_figures(figures: Figures) -> None:
             print(f"    {LABELS[name]:28} absent: {reason}")
     for part in ("half", "large", "small", "growth"):
         if part in figures:
-            shown = {name: value for name, value in figures[part].items() if name not in ("seconds", "runs")}
+            shown = {name: value for name, value in figures[part].items() if name not in ("seconds", "turns")}
             print(f"{part}: {json.dumps(shown)}")
 
 
@@ -411,7 +455,7 @@ def main() -> None:
         if "small" in arguments.parts:
             figures["small"] = measure_small(small[:1_600] if quick else small, rounds)
         if "growth" in arguments.parts:
-            figures["growth"] = measure_growth(small, QUICK_SIZES if quick else SIZES, 1 if quick else rounds)
+            figures["growth"] = measure_growth(small, QUICK_SIZES if quick else SIZES)
     checks = checks_of(figures)
     print_figures(figures)
     print_checks(checks, quick)
