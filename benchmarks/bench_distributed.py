@@ -12,7 +12,8 @@ weights (``$FEATX_DATA``), without a cache.
 - growth: 10,000 and 200,000 items (the same files under new names): time per image, and memory of client, scheduler and
   workers at a quarter of the work and at its end.
 - search: a grid search on the Dask backend and without: same results; passes per photo where workers share a store,
-  where each has one of its own, and where the client ships ready rows; time of each.
+  where each has one of its own, and where the client ships ready rows; time of each. Its scaling: one worker process
+  beside two, each on a core of its own (Linux), cold and on a store that is full; medians of three turns.
 
 Exits with 1 where something is not as it must be. ``--quick`` takes 2,000 images, for
 growth 10,000, and does not judge.
@@ -99,7 +100,7 @@ def counted(folder: Path, what: str) -> list[int]:
 class Cluster:
     """A scheduler and workers, each a process, and a client of them."""
 
-    def __init__(self, folder: Path, n_workers: int, stores: bool = False) -> None:
+    def __init__(self, folder: Path, n_workers: int, stores: bool = False, n_threads: int = 1) -> None:
         folder.mkdir(parents=True)
         self.counts = folder / "counts"
         self.counts.mkdir()
@@ -117,7 +118,7 @@ class Cluster:
             str(address),
         ]
         self.scheduler = subprocess.Popen([*dask, *scheduler], **common)  # type: ignore[call-overload]
-        worker = ["worker", "--nthreads", "1", "--no-dashboard", "--scheduler-file", str(address)]
+        worker = ["worker", "--nthreads", str(n_threads), "--no-dashboard", "--scheduler-file", str(address)]
         worker += ["--local-directory", str(folder)]
         self.workers = []
         for i in range(n_workers):
@@ -139,8 +140,8 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, n_workers: int = 2, stores: bool = False) -> Iterator[Cluster]:
-    running = Cluster(folder, n_workers, stores)
+def cluster(folder: Path, n_workers: int = 2, stores: bool = False, n_threads: int = 1) -> Iterator[Cluster]:
+    running = Cluster(folder, n_workers, stores, n_threads)
     try:
         yield running
     finally:
@@ -340,7 +341,31 @@ def measure_search(photos: Path, folder: Path) -> Figures:
             found, _ = search(classifier, rows, {"logisticregression__C": grid["logisticregression__C"]})
         figures["seconds"]["rows, one layer"] = time.perf_counter() - start
         figures["passes"]["rows"] = [sum(counted(running.counts, "images")) / len(X)]
+    figures["scaling"] = _scaling(lambda cache: search(make(cache), X, grid)[1], folder)
     return figures
+
+
+def _scaling(search: Callable[[Any], float], folder: Path) -> Figures:
+    """Time of a search on one worker process, in units of that on two.
+
+    A single worker of one thread would leave joblib nothing to share out: it would search in the client. So the one has
+    two threads, on the one core that it may use.
+    """
+    seconds: dict[str, dict[int, list[float]]] = {"cold": {1: [], 2: []}, "warm": {1: [], 2: []}}
+    with (
+        cluster(folder / "two", 2) as two,
+        cluster(folder / "one", 1, n_threads=2) as one,
+    ):
+        for running in (one, two):
+            for core, pid in enumerate(running.client.run(os.getpid).values()):
+                for thread in os.listdir(f"/proc/{pid}/task"):
+                    os.sched_setaffinity(int(thread), {sorted(os.sched_getaffinity(0))[core]})
+        for turn in range(4):  # the first one loads the network
+            for n, running in ((1, one), (2, two)):
+                with running.client.as_current(), joblib.parallel_config(backend="dask"):
+                    for state in ("cold", "warm"):
+                        seconds[state][n].append(search(str(folder / f"store-{n}-{turn}")))
+    return {state: float(np.median(of[1][1:]) / np.median(of[2][1:])) for state, of in seconds.items()}
 
 
 def _equal(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
@@ -396,6 +421,8 @@ def checks_of(figures: Figures) -> list[tuple[str, Any, bool]]:
             ("passes per photo, one store", f["passes"]["shared"], f["passes"]["shared"] == [1.0]),
             ("passes per photo, stores of their own", f["passes"]["own"], max(f["passes"]["own"]) <= 1.0),
             ("passes on workers with ready rows", f["passes"]["rows"], f["passes"]["rows"] == [0.0]),
+            ("one worker's time, in units of two workers', cold", f["scaling"]["cold"], True),
+            ("one worker's time, in units of two workers', warm", f["scaling"]["warm"], True),
         ],
     )
     return rows

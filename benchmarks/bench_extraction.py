@@ -326,7 +326,8 @@ class Growing:
         self.size, self.peaks = size, []
         command = [sys.executable, "-c", GROWTH, str(size), str(TURN), str(n_turns)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         with self.process.stdin as given:
             given.write("\n".join(paths))
         self.said = self.process.stdout

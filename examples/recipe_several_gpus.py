@@ -54,10 +54,13 @@ def make_network(backbone: str, weights: Path | None, n_classes: int) -> tuple[n
     """The network with a new output layer, the same in every process, and the name of that layer."""
     torch.manual_seed(0)
     network = torchvision.models.get_model(backbone, weights=None if weights else "DEFAULT", num_classes=1000)
-    if weights is not None:
-        network.load_state_dict(load_file(weights), strict=False)
     head = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
     name = next(name for name, module in network.named_modules() if module is head)
+    if weights is not None:
+        found = network.load_state_dict(load_file(weights), strict=False)
+        missing = [key for key in found.missing_keys if not key.startswith(f"{name}.")]
+        if missing or found.unexpected_keys:
+            raise SystemExit(f"{weights} is not for {backbone}: {[*missing, *found.unexpected_keys][:5]} do not fit.")
     new = (
         nn.Linear(head.in_features, n_classes)
         if isinstance(head, nn.Linear)
@@ -84,6 +87,11 @@ def main() -> None:
         torch.device("cuda", rank % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
     )
     data = Photos(arguments.photos, arguments.image_size)
+    if arguments.batch_size % n_processes or arguments.batch_size > len(data):
+        raise SystemExit(
+            f"--batch-size is expected to be a multiple of {n_processes}, the number of processes, and at most "
+            f"{len(data)}, the number of photos; got {arguments.batch_size}."
+        )
     network, head = make_network(arguments.backbone, arguments.weights, len(data.photos.target_names))
     network.to(device).eval()  # neither dropout nor BatchNorm's statistics; gradients flow all the same
     parallel = DistributedDataParallel(network)

@@ -16,7 +16,7 @@ from sklearn.utils.validation import _check_feature_names_in
 
 from featx.base import NetworkEstimator
 from featx.images.sources import MAX_PIXELS, Items
-from featx.lazy import LazyTransformMixin, is_lazy
+from featx.lazy import LazyTransformMixin, is_lazy, note_columns
 from featx.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -217,7 +217,9 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
 
         context = self._init_callback_context()
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
-        if not is_lazy(X):  # the parts of a Dask collection are looked at when they are there
+        if is_lazy(X):  # its parts are looked at when they are there
+            note_columns(self, X)
+        else:
             self._items(X, reset=True)
         spec = self._spec()
         self._preprocessing(spec)

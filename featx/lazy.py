@@ -33,6 +33,35 @@ def is_lazy(X: Any) -> bool:
     return dask is not None and bool(dask.is_dask_collection(X))
 
 
+def note_columns(estimator: Any, X: Any) -> None:
+    """What ``fit`` learns of a Dask collection: the number of columns and their names, where ``image_shape`` is set.
+
+    Raises
+    ------
+    ValueError
+        A frame of paths has several columns.
+    """
+    for name in ("n_features_in_", "feature_names_in_"):
+        estimator.__dict__.pop(name, None)
+    if estimator.image_shape is None:
+        _check_one_column(X)
+        return
+    if X.ndim != 2:
+        raise ValueError(f"A 2-D X is expected with image_shape={estimator.image_shape}, got {X.ndim} dimensions.")
+    estimator.n_features_in_ = X.shape[1]
+    names = np.asarray(getattr(X, "columns", []), dtype=object)
+    if len(names) and all(isinstance(name, str) for name in names):
+        estimator.feature_names_in_ = names
+
+
+def _check_one_column(X: Any) -> None:
+    columns = getattr(X, "columns", None)
+    if columns is not None and X.ndim == 2 and len(columns) != 1:
+        raise ValueError(
+            f"One column of images is expected, got the columns {[*columns]}. Choose one, such as X[{columns[0]!r}]."
+        )
+
+
 def _also_lazily(transform: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     @functools.wraps(transform)
     def wrapper(self: Any, X: Any) -> Any:
@@ -45,6 +74,8 @@ def _transform_lazily(estimator: Any, X: Any) -> Any:
     import dask.array as da
 
     estimator._validate_params()
+    if estimator.image_shape is None:
+        _check_one_column(X)
     frames = _container(estimator)
     width = estimator._width()
     plain = copy.deepcopy(estimator).set_output(transform="default")

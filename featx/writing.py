@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path, sweep: bool = True) -> Iterator[Path]:
+def replacing(path: Path, sweep: bool = True, link: bool = False) -> Iterator[Path]:
     """A temporary name beside a file, which takes the file's place when all went well and vanishes when not.
 
     Parameters
@@ -19,6 +19,8 @@ def replacing(path: Path, sweep: bool = True) -> Iterator[Path]:
     path : Path
     sweep : bool, default=True
         Whether what killed processes of this machine left under such names is deleted first.
+    link : bool, default=False
+        Whether a file that is there already stays, as far as the disk knows links.
 
     Yields
     ------
@@ -30,7 +32,8 @@ def replacing(path: Path, sweep: bool = True) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         yield part
-        os.replace(part, path)
+        if not (link and _is_linked(part, path)):
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -41,6 +44,17 @@ def sweep_away(folder: Path, names: str) -> None:
         owner = left.name.rsplit(".", 3)[1]
         if owner.isdigit() and not _is_running(int(owner)):
             left.unlink(missing_ok=True)
+
+
+def _is_linked(part: Path, path: Path) -> bool:
+    """Whether the file is there now, as a second name of the temporary one or as somebody else's."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return True
+    except (OSError, NotImplementedError, AttributeError):  # exFAT, some network disks, some systems
+        return path.exists()
+    return True
 
 
 def _machine() -> str:

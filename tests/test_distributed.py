@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -11,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +36,8 @@ import featx.images.remote
 from featx import PretrainedFeatureExtractor
 from featx.distributed import extract
 from featx.distributed.extraction import ShardError
-from featx.distributed.shards import OtherShards
+from featx.distributed.folder import Folder
+from featx.distributed.shards import Manifest, OtherShards
 from featx.distributed.work import ServerError
 from featx.exceptions import ImageError
 from featx.images.sources import as_items
@@ -164,6 +168,101 @@ def test_shards_of_something_else_are_an_error_and_stay(
     with pytest.raises(OtherShards, match=r"are expected in .*out"):
         extract(extractor, photos[drop:], tmp_path / "out", shard_size=size)
     assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("far", [False, True], ids=["folder", "bucket"])
+def test_of_two_runs_that_begin_together_one_writes(
+    photos: list[str],
+    tmp_path: Path,
+    bucket: tuple[Any, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    far: bool,
+) -> None:
+    """The other one's manifest appears after this one has looked and before it writes its own."""
+    files, options = bucket
+    output, given = ("s3://bucket/out", {"storage_options": options}) if far else (tmp_path / "out", {})
+    create, late = Folder.create, Manifest.of("of another", ["a"], 16, photos)
+
+    def create_late(folder: Folder, name: str, content: bytes) -> None:
+        create(folder, name, json.dumps(late._as_dict()).encode())
+        create(folder, name, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "create", create_late)
+        with pytest.raises(OtherShards, match="another one"):
+            extract(MICRO, photos, output, shard_size=16, **given)
+    names = files.ls("bucket/out", detail=False) if far else (tmp_path / "out").iterdir()
+    assert [str(name).rpartition("/")[2] for name in names] == ["manifest.json"]
+
+
+def test_shards_that_somebody_damaged_are_computed_again(photos: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    extract(MICRO, photos, out, shard_size=10)
+    before = contents(out)
+    cut, blank, empty, *_ = sorted(out.glob("part-*"))
+    cut.write_bytes(cut.read_bytes()[:-100])
+    blank.write_bytes(bytes(len(blank.read_bytes())))
+    empty.write_bytes(b"")
+    assert extract(MICRO, photos, out, shard_size=10).n_computed == 3
+    assert contents(out) == before
+
+
+def test_other_items_in_an_output_without_shards_are_an_error(photos: list[str], tmp_path: Path) -> None:
+    extract(MICRO, photos, tmp_path / "out", shard_size=16)
+    for path in (tmp_path / "out").glob("part-*"):
+        path.unlink()
+    with pytest.raises(OtherShards, match="same items"):
+        extract(MICRO, photos[::-1], tmp_path / "out", shard_size=16)
+
+
+def test_preprocessing_of_ones_own_shows_its_shape_on_a_photo_that_can_be_read(
+    photos: list[str], tmp_path: Path
+) -> None:
+    Path(photos[0]).write_text("no picture")
+    for path in photos[16:20]:
+        Path(path).write_text("no picture")
+    small = PretrainedFeatureExtractor("featx_micro", layers=0, pooling="flatten", preprocess=Shrinking(16))
+    assert extract(small, photos, tmp_path / "out", shard_size=4).n_errors == 5
+    found = rows_in(tmp_path / "out")
+    good = found["error"].isna()
+    wanted = small.transform([path for path, is_good in zip(photos, good, strict=True) if is_good])
+    np.testing.assert_allclose(np.stack(found["features"][good]), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    for path in photos[28:32]:
+        Path(path).write_bytes(encode(np.zeros((70, 70, 3), dtype=np.uint8), "JPEG"))
+    with pytest.raises(ValueError, match="bring them to one size"):
+        extract(small, photos, tmp_path / "uneven", shard_size=4)
+
+
+class Shrinking:
+    """A corner of photos; large ones whole."""
+
+    cache_key = "shrinking"
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def __call__(self, image: Any) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+        return pixels if len(pixels[0]) == 70 else pixels[:, : self.side, : self.side]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ESTALE], ids=["EIO", "EMFILE", "ESTALE"])
+def test_disk_that_fails_ends_the_run_and_marks_no_item(
+    photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    stat = os.stat
+
+    def failing(path: Any, **given: Any) -> Any:
+        if str(path) == photos[20]:
+            raise OSError(number, os.strerror(number))
+        return stat(path, **given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", failing)
+        with pytest.raises(ServerError, match=r"020\.jpg.*Run this again"):
+            extract(MICRO, photos, tmp_path / "out", shard_size=16)
+    assert len(list((tmp_path / "out").glob("part-*"))) == 1
+    assert extract(MICRO, photos, tmp_path / "out", shard_size=16).n_errors == 0
 
 
 def test_shards_without_a_manifest_are_an_error(photos: list[str], tmp_path: Path) -> None:
@@ -401,6 +500,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, dict[str, Any
     server = server_of.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
     options = {"client_kwargs": {"endpoint_url": f"http://{host}:{port}"}}
     files = s3fs.S3FileSystem(**options)
     files.mkdir("bucket")
@@ -423,6 +523,61 @@ def test_buckets_are_read_and_written(bucket: tuple[Any, dict[str, Any]], photos
     check_complete(rows_in("bucket/out", files).assign(path=photos), photos)
     folder = MICRO, "s3://bucket/photos", tmp_path / "out"
     assert extract(*folder, shard_size=16, storage_options=options).n_items == 50
+
+
+def test_expired_credentials_end_the_run_and_mark_no_item(
+    bucket: tuple[Any, dict[str, Any]], photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    files, options = bucket
+    for path in photos:
+        files.pipe_file(f"bucket/photos/{os.path.basename(path)}", Path(path).read_bytes())
+    cat = s3fs.S3FileSystem._cat_file
+    urls = [f"s3://bucket/photos/{os.path.basename(path)}" for path in photos]
+
+    async def refused(self: Any, path: str, **given: Any) -> bytes:
+        if path.endswith("020.jpg"):
+            raise PermissionError("The provided token has expired.")
+        return await cat(self, path, **given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(s3fs.S3FileSystem, "_cat_file", refused)
+        with pytest.raises(ServerError, match="are the credentials still good"):
+            extract(MICRO, urls, tmp_path / "out", shard_size=16, storage_options=options)
+    assert extract(MICRO, urls, tmp_path / "out", shard_size=16, storage_options=options).n_computed == 3
+    check_complete(rows_in(tmp_path / "out").assign(path=photos), photos)
+
+
+def test_patterns_reach_through_archives_and_caches(
+    bucket: tuple[Any, dict[str, Any]], photos: list[str], tmp_path: Path
+) -> None:
+    files, options = bucket
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for path in photos[:6]:
+            archive.write(path, f"some/{os.path.basename(path)}")
+    files.put_file(str(tmp_path / "photos.zip"), "bucket/photos.zip")
+    files.pipe_file("bucket/one.jpg", Path(photos[0]).read_bytes())
+    for pattern, wanted in {
+        f"zip://**/*.jpg::file://{tmp_path}/photos.zip": photos[:6],
+        "zip://some/00[1-3].jpg::s3://bucket/photos.zip": photos[1:4],
+        "simplecache::s3://bucket/*.jpg": photos[:1],
+    }.items():
+        chained = {"s3": options} if "s3:" in pattern else {}
+        output = tmp_path / str(len(list(tmp_path.iterdir())))
+        extract(MICRO, pattern, output, storage_options=chained)
+        found = rows_in(output)
+        assert [os.path.basename(path.partition("::")[0]) for path in found["path"]][: len(wanted) - 1] == [
+            os.path.basename(path) for path in wanted[: len(wanted) - 1]
+        ]
+        check_complete(found.assign(path=wanted), wanted)
+
+
+def test_file_whose_name_reads_like_a_pattern_is_that_file(photos: list[str], tmp_path: Path) -> None:
+    odd = tmp_path / "photos" / "a[0-9]?.jpg"
+    odd.write_bytes(draw())
+    extract(MICRO, odd, tmp_path / "out")
+    assert rows_in(tmp_path / "out")["path"].tolist() == [str(odd)]
 
 
 # On workers
@@ -500,13 +655,14 @@ def test_scheduler_that_dies_is_told_and_costs_no_shard(photos: list[str], tmp_p
             time.sleep(0.002)
         scheduler.kill()
 
+    patience = pytest.importorskip("dask").config.set({"distributed.comm.timeouts.connect": "3s"})
     client = distributed.Client(scheduler_file=str(address))
     thread = threading.Thread(target=kill_soon)
     try:
         client.wait_for_workers(1)
         thread.start()
         larger = PretrainedFeatureExtractor("featx_micro", image_size=160)
-        with pytest.raises(ShardError, match=r"is gone.*only missing shards"):
+        with patience, pytest.raises(ShardError, match=r"is gone.*only missing shards"):
             extract(larger, photos, out, client=client, shard_size=2)
         thread.join()
     finally:
@@ -552,6 +708,43 @@ def test_grid_search_on_workers_finds_the_same(client: Any, photos: list[str], t
     from featx import FeatureStore
 
     assert FeatureStore(tmp_path / "other").info()["computed"] == 50
+
+
+def test_grid_search_on_ray_finds_the_same(photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own, since ray changes the one that it starts from."""
+    pytest.importorskip("ray")
+    listed = tmp_path / "paths.json"
+    listed.write_text(json.dumps(photos))
+    command = [sys.executable, "-c", RAY, str(listed), str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"})
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"same": True, "computed": 50, "processes": True}
+
+
+RAY = """
+import json, os, sys
+import joblib, numpy as np, ray
+from ray.util.joblib import register_ray
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from featx import FeatureStore, PretrainedFeatureExtractor
+with open(sys.argv[1]) as file:
+    X = np.array(json.load(file), dtype=object)
+y = np.arange(len(X)) % 2
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+register_ray()
+model = make_pipeline(PretrainedFeatureExtractor("featx_micro"), LogisticRegression())
+grid = {"pretrainedfeatureextractor__layers": [0, 1], "logisticregression__C": [0.1, 1.0]}
+here = GridSearchCV(model, grid, cv=3).fit(X, y).cv_results_
+model.set_params(pretrainedfeatureextractor__cache=sys.argv[2])
+with joblib.parallel_config(backend="ray"):
+    there = GridSearchCV(model, grid, cv=3, n_jobs=2).fit(X, y).cv_results_
+    pids = set(joblib.Parallel(n_jobs=2)(joblib.delayed(os.getpid)() for _ in range(8)))
+same = all(np.array_equal(here[name], there[name]) for name in here if "score" in name and "time" not in name)
+computed = FeatureStore(sys.argv[2]).info()["computed"]
+print(json.dumps({"same": same, "computed": computed, "processes": os.getpid() not in pids}))
+"""
 
 
 # Lazily
@@ -624,6 +817,31 @@ def test_dask_collections_of_other_kinds_are_told() -> None:
         MICRO.transform(bag)
 
 
+def test_lazy_fit_learns_the_columns(tmp_path: Path) -> None:
+    da, dd = pytest.importorskip("dask.array"), pytest.importorskip("dask.dataframe")
+    flat = pd.DataFrame(RNG.integers(0, 256, size=(6, 48), dtype=np.uint8)).rename(columns="p{}".format)
+    rows = PretrainedFeatureExtractor("featx_micro", image_shape=(4, 4, 3))
+    lazy = rows.fit(dd.from_pandas(flat, npartitions=2))
+    eager = PretrainedFeatureExtractor("featx_micro", image_shape=(4, 4, 3)).fit(flat)
+    assert lazy.n_features_in_ == eager.n_features_in_ == 48
+    assert lazy.feature_names_in_.tolist() == eager.feature_names_in_.tolist()
+    wanted = eager.transform(flat)
+    computed = lazy.transform(dd.from_pandas(flat, npartitions=2)).compute(scheduler="sync")
+    np.testing.assert_allclose(computed, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    lazy.fit(da.from_array(flat.to_numpy(), chunks=(3, 10)))
+    assert lazy.n_features_in_ == 48
+    assert not hasattr(lazy, "feature_names_in_")
+    assert not hasattr(MICRO.fit(da.from_array(np.array(["a.jpg"], dtype=object), chunks=1)), "n_features_in_")
+
+
+def test_lazy_frames_with_several_columns_are_told_at_once(photos: list[str]) -> None:
+    dd = pytest.importorskip("dask.dataframe")
+    two = dd.from_pandas(pd.DataFrame({"path": photos, "label": photos}), npartitions=2)
+    for call in (MICRO.fit, MICRO.transform):
+        with pytest.raises(ValueError, match=r"One column of images.*\['path'\]"):
+            call(two)
+
+
 # Beside featx
 
 
@@ -655,3 +873,20 @@ def test_recipe_for_several_gpus_trains_the_same_network(tmp_path: Path) -> None
         sorted(map(str, (tmp_path / "photos").rglob("*.jpg")))
     )
     assert np.isfinite(rows).all()
+
+
+@pytest.mark.parametrize(("option", "match"), [(["--batch-size", "3"], "multiple of 2"), ([], "do not fit")])
+def test_recipe_for_several_gpus_tells_what_does_not_fit(tmp_path: Path, option: list[str], match: str) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(2):
+            (tmp_path / "photos" / label / f"{i}.jpg").write_bytes(draw())
+    other = tmp_path / "other.safetensors"
+    pytest.importorskip("safetensors.torch").save_file({"conv1.weight": torch.zeros(1)}, other)
+    recipe = Path(featx.__file__).parents[1] / "examples" / "recipe_several_gpus.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(recipe)]
+    command += [str(tmp_path / "photos"), str(tmp_path / "out"), "--backbone", "squeezenet1_1", "--batch-size", "4"]
+    done = subprocess.run([*command, "--weights", str(other), *option], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert match in done.stderr
+    assert not (tmp_path / "out").exists()

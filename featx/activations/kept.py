@@ -6,7 +6,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from featx.backbones.layers import Architecture, Layer
 from featx.backbones.networks import Network
 from featx.exceptions import ImageError, LayerError
 from featx.images.sources import Items
+from featx.images.view import ItemsView
 from featx.store import Column, Session
 
 # Rows looked up at once: enough to make a look-up cheap per row, within this much memory.
@@ -166,27 +166,19 @@ class KeptRecipe:
                 lookup.fail(row, error)
 
 
-class _Watched(Items):
+class _Watched(ItemsView):
     """The items of a look-up, which notes the rows whose files changed after their digests were made."""
 
     def __init__(self, lookup: _Lookup, seed: int) -> None:
+        super().__init__(lookup.items)
         self._lookup, self._seed = lookup, seed
         self.changed: set[int] = set()
 
-    def __len__(self) -> int:
-        return len(self._lookup.items)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._lookup.items[index]
-
     def load(self, row: int) -> torch.Tensor:
-        pixels, is_same = self._lookup.items.load_if(row, self._lookup.digests_of([row])[0], self._seed)
+        pixels, is_same = self._items.load_if(row, self._lookup.digests_of([row])[0], self._seed)
         if not is_same:
             self.changed.add(row)
         return pixels
-
-    def original_row(self, row: int) -> int:
-        return self._lookup.items.original_row(row)
 
 
 @dataclass

@@ -22,6 +22,7 @@ from featx.distributed.shards import Manifest, Shard, check_no_others, is_shard
 from featx.distributed.work import Done, compute_shard, recipe_of
 from featx.exceptions import FeatxError
 from featx.extractor import PretrainedFeatureExtractor
+from featx.images.loading import shape_of_first
 from featx.images.remote import is_url
 
 if TYPE_CHECKING:
@@ -128,11 +129,12 @@ def extract(
         paths = [*map(_everywhere, paths)]
     options = None if storage_options is None else dict(storage_options)
     worker = clone(extractor).set_params(on_error="nan", storage_options=options, verbose=0)
-    manifest = _manifest(worker, paths, int(shard_size))
+    sample = _sample(worker, paths)
+    manifest = _manifest(worker, paths, int(shard_size), sample)
     shards = list(manifest.shards(paths))
     there = manifest.settle(folder, shards)
     missing = [shard for shard in shards if shard.name not in there]
-    tasks = _Tasks(worker, paths, folder, manifest.recipe)
+    tasks = _Tasks(worker, paths, folder, manifest.recipe, sample)
     computing = tasks.here(missing) if client is None else tasks.on(client, missing)
     n_errors = 0
     with (
@@ -155,14 +157,24 @@ def _everywhere(path: str) -> str:
     return path if is_url(path) else os.path.abspath(path)
 
 
-def _manifest(extractor: PretrainedFeatureExtractor, paths: Sequence[str], shard_size: int) -> Manifest:
+def _sample(extractor: PretrainedFeatureExtractor, paths: Sequence[str]) -> str:
+    """The first item, or where a user's own preprocessing decides the shape of images, the first that it can show."""
+    if not callable(extractor.preprocess):
+        return paths[0]
+    tile = extractor._preprocessing(extractor._spec()).tile
+    seen = (path for path in paths if shape_of_first(extractor._items([path], reset=False), tile) is not None)
+    return next(seen, paths[0])
+
+
+def _manifest(extractor: PretrainedFeatureExtractor, paths: Sequence[str], shard_size: int, sample: str) -> Manifest:
     if extractor.pooling == "map":
         raise ValueError('One row per image is expected, got pooling="map". Use any other pooling.')
     try:
-        recipe = recipe_of(extractor, paths)
+        extraction = extractor._extraction_of_images([sample])
+        recipe = recipe_of(extraction)
     except NoKey as error:
         raise ValueError(f"Features that a later run can go on with are expected: {error}.") from error
-    return Manifest(recipe, extractor.get_feature_names_out().tolist(), shard_size, len(paths))
+    return Manifest.of(recipe, extraction.recipe.plan.names().tolist(), shard_size, paths)
 
 
 def _check_workers(client: Client) -> None:
@@ -209,6 +221,7 @@ class _Tasks:
     paths: Sequence[str]
     folder: Folder
     recipe: str
+    sample: str
 
     def here(self, shards: Sequence[Shard]) -> Iterator[Done]:
         """Compute shards in this process."""
@@ -255,5 +268,5 @@ class _Tasks:
             with suppress(OSError):
                 client.cancel([*ahead.futures])
 
-    def _of(self, shard: Shard) -> tuple[PretrainedFeatureExtractor, Sequence[str], str, Folder, str]:
-        return self.extractor, self.paths[shard.start : shard.stop], shard.name, self.folder, self.recipe
+    def _of(self, shard: Shard) -> tuple[PretrainedFeatureExtractor, Sequence[str], str, Folder, str, str]:
+        return self.extractor, self.paths[shard.start : shard.stop], shard.name, self.folder, self.recipe, self.sample

@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from featx.images.remote import is_url
+from featx.images.remote import BUCKETS, is_url
 from featx.writing import replacing, sweep_away
-
-# An object of theirs is there when all of it is, also where it travels in parts.
-_BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss"}
 
 
 class Folder:
@@ -54,24 +51,48 @@ class Folder:
         files, root = self._files()
         return bytes(files.cat_file(f"{root}/{name}"))
 
+    def endings(self, names: Sequence[str], n_bytes: int) -> list[bytes]:
+        """Last bytes of files that are there."""
+        if not is_url(self.url):
+            return [_ending(Path(self.url, name), n_bytes) for name in names]
+        files, root = self._files()
+        return [bytes(found) for found in files.cat_ranges([f"{root}/{name}" for name in names], -n_bytes, None)]
+
     def write(self, name: str, content: bytes) -> None:
         """Put a file in its place: by a rename, or in a bucket, where it is there when all of it is."""
         if not is_url(self.url):
             Path(self.url).mkdir(parents=True, exist_ok=True)
             with replacing(Path(self.url, name), sweep=False) as part:
-                part.write_bytes(content)
-                with open(part, "rb+") as file:
-                    os.fsync(file.fileno())  # a name must not outlive what it names when the power fails
+                _write_through(part, content)
             return
         files, root = self._files()
-        protocols = {files.protocol} if isinstance(files.protocol, str) else set(files.protocol)
-        if protocols & _BUCKETS:
+        if _is_bucket(files):
             files.pipe_file(f"{root}/{name}", content)
             return
         files.makedirs(root, exist_ok=True)
         part_name = f"{root}/.{name}.{uuid.uuid4().hex}.part"
         files.pipe_file(part_name, content)
         files.mv(part_name, f"{root}/{name}")
+
+    def create(self, name: str, content: bytes) -> None:
+        """Put a file in its place unless there is one: of several writers at once the first one's stays.
+
+        Where neither links nor conditional requests are known, the last one's does.
+        """
+        if not is_url(self.url):
+            Path(self.url).mkdir(parents=True, exist_ok=True)
+            with replacing(Path(self.url, name), sweep=False, link=True) as part:
+                _write_through(part, content)
+            return
+        files, root = self._files()
+        if _is_bucket(files):
+            try:
+                files.pipe_file(f"{root}/{name}", content, mode="create")
+                return
+            except Exception:  # each has its own for a file that is there, and for a request that it does not know
+                files.invalidate_cache(root)
+        if not files.exists(f"{root}/{name}"):
+            self.write(name, content)
 
     def sweep(self) -> None:
         """Delete what killed processes of this machine left of shards."""
@@ -83,3 +104,21 @@ class Folder:
 
         files, root = url_to_fs(self.url, **self._options)
         return files, root
+
+
+def _is_bucket(files: Any) -> bool:
+    protocols = {files.protocol} if isinstance(files.protocol, str) else set(files.protocol)
+    return not protocols.isdisjoint(BUCKETS)
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    """Onto the disk: a name must not outlive what it names when the power fails."""
+    path.write_bytes(content)
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _ending(path: Path, n_bytes: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(-min(n_bytes, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        return file.read()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from featx.images.folder import is_hidden, is_picture
+from featx.images.folder import is_hidden, is_picture, pictures_in
 from featx.images.remote import is_url
 from featx.images.sources import as_items
 
@@ -18,7 +18,8 @@ def list_items(items: Any, storage_options: Mapping[str, Any] | None) -> list[st
     Parameters
     ----------
     items : str, path, or list, array, Series or one-column frame of them
-        A text alone is a pattern with ``*`` or ``**``, or a folder, of which every picture at any depth is taken.
+        A text alone is a folder, of which every picture at any depth is taken, a file, or a pattern with ``*`` or
+        ``**``.
     storage_options : mapping or None
         None for no URLs.
 
@@ -51,20 +52,14 @@ def _matching(pattern: str, storage_options: Mapping[str, Any] | None) -> list[s
             )
         found = _matching_far(pattern, storage_options)
     elif os.path.isdir(pattern):
-        found = _pictures_in(pattern)
+        found = pictures_in(pattern)
+    elif os.path.lexists(pattern):  # also where its name reads like a pattern
+        found = [pattern]
     else:
         found = sorted(path for path in glob.iglob(pattern, recursive=True) if not os.path.isdir(path))
     if not found:
         raise ValueError(f"At least one file is expected, got items={pattern!r}, which matches none.")
     return found
-
-
-def _pictures_in(folder: str) -> list[str]:
-    found: list[str] = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not is_hidden(name)]
-        found += [os.path.join(parent, name) for name in names if is_picture(name)]
-    return sorted(found)
 
 
 def _matching_far(pattern: str, storage_options: Mapping[str, Any]) -> list[str]:
@@ -78,7 +73,16 @@ def _matching_far(pattern: str, storage_options: Mapping[str, Any]) -> list[str]
         found = [name for name, about in files.glob(path, detail=True).items() if about["type"] == "file"]
     else:
         found = [name for name in files.find(path) if _is_shown_picture(name[len(path) :])]
-    return sorted(files.unstrip_protocol(name) for name in found)
+    return sorted(_as_asked(pattern, files, name) for name in found)
+
+
+def _as_asked(pattern: str, files: Any, name: str) -> str:
+    """URL of a file that a pattern matched, through the same chain of protocols as the pattern."""
+    first, *rest = pattern.split("::")
+    if "://" in first:  # "zip://*.jpg::s3://bucket/photos.zip"
+        return "::".join([files.unstrip_protocol(name), *rest])
+    protocol = rest[-1].partition("://")[0]  # "simplecache::s3://bucket/*.jpg"
+    return "::".join([first, *rest[:-1], f"{protocol}://{name}"])
 
 
 def _is_shown_picture(name: str) -> bool:

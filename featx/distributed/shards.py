@@ -14,6 +14,7 @@ from featx.distributed.folder import Folder
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
+_PARQUET = b"PAR1"  # what a Parquet file begins and ends with
 
 
 class OtherShards(ValueError):
@@ -54,12 +55,23 @@ class Manifest:
         Names of the features.
     shard_size : int
     n_items : int
+    items : str
+        Digest of the items in their order.
     """
 
     recipe: str
     columns: list[str]
     shard_size: int
     n_items: int
+    items: str
+
+    @classmethod
+    def of(cls, recipe: str, columns: list[str], shard_size: int, items: Sequence[str]) -> Manifest:
+        """The manifest of some items."""
+        hasher = xxhash.xxh3_128()
+        for item in items:
+            hasher.update(f"{item}\0".encode("utf-8", "surrogatepass"))
+        return cls(recipe, columns, shard_size, len(items), hasher.hexdigest())
 
     @property
     def key(self) -> str:
@@ -74,7 +86,7 @@ class Manifest:
             yield Shard(f"part-{number:06}-{digest}.parquet", start, start + len(part))
 
     def settle(self, folder: Folder, shards: Sequence[Shard]) -> set[str]:
-        """Write the manifest, or check that the one there says the same; names of the shards that are there.
+        """Write the manifest, or check that the one there says the same; names of the shards that are there and whole.
 
         Raises
         ------
@@ -87,8 +99,9 @@ class Manifest:
             self._check(json.loads(folder.read(MANIFEST)), folder)
         check_no_others(there, shards, folder)
         if MANIFEST not in names:
-            folder.write(MANIFEST, json.dumps(self._as_dict(), indent=1).encode())
-        return there
+            folder.create(MANIFEST, json.dumps(self._as_dict(), indent=1).encode())
+            self._check(json.loads(folder.read(MANIFEST)), folder)  # which a run that began meanwhile may have written
+        return _whole(sorted(there), folder)
 
     def _as_dict(self) -> dict[str, Any]:
         return {"format": _FORMAT, "featx": __version__, "key": self.key, **asdict(self)}
@@ -99,12 +112,19 @@ class Manifest:
                 f"Shards of one recipe are expected in {folder.url!r}, which was begun with another one. Take another "
                 f"folder.\n  there: {found.get('recipe')}\n  asked: {self.recipe}"
             )
-        if (found["n_items"], found["shard_size"]) != (self.n_items, self.shard_size):
+        same = [found["n_items"], found["shard_size"]] == [self.n_items, self.shard_size]
+        if not same or found.get("items", self.items) != self.items:
             raise OtherShards(
                 f"The same items as before are expected in {folder.url!r}: {found['n_items']} in shards of "
-                f"{found['shard_size']}, got {self.n_items} in shards of {self.shard_size}. Take another folder for "
-                "other items."
+                f"{found['shard_size']}, got {self.n_items}{' others' * same} in shards of {self.shard_size}. Take "
+                "another folder for other items, or for another order."
             )
+
+
+def _whole(names: Sequence[str], folder: Folder) -> set[str]:
+    """Shards that end as Parquet files do: whoever cut or blanked one, it is computed again."""
+    endings = folder.endings(names, len(_PARQUET)) if names else []
+    return {name for name, ending in zip(names, endings, strict=True) if ending == _PARQUET}
 
 
 def check_no_others(there: set[str], shards: Sequence[Shard], folder: Folder) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,10 +18,12 @@ from featx.exceptions import FeatxError, ImageError, UnreadableImage
 from featx.images.items import PathItem
 from featx.images.remote import Unreachable, is_url
 from featx.images.sources import Items
+from featx.images.view import ItemsView
 
 if TYPE_CHECKING:
     import torch
 
+    from featx.activations.extraction import Extraction
     from featx.extractor import PretrainedFeatureExtractor
 
 # Threads for items that lie elsewhere, where the extractor's n_jobs is None: most of the time they wait.
@@ -29,7 +31,7 @@ _CONNECTIONS = 16
 
 
 class ServerError(FeatxError, OSError):
-    """Items could not be fetched, for a reason that may be gone later; their shard is not written."""
+    """Items could not be read for a reason that may be gone later; their shard is not written."""
 
 
 class OtherMachine(FeatxError, RuntimeError):
@@ -51,7 +53,7 @@ class Done:
     n_errors: int
 
 
-def recipe_of(extractor: PretrainedFeatureExtractor, items: Sequence[str]) -> str:
+def recipe_of(extraction: Extraction) -> str:
     """Everything that can change a feature, in words; the same on machines that compute the same.
 
     Raises
@@ -59,7 +61,6 @@ def recipe_of(extractor: PretrainedFeatureExtractor, items: Sequence[str]) -> st
     featx.activations.keys.NoKey
         Nothing tells.
     """
-    extraction = extractor._extraction_of_images([*items[:1]])
     plan = extraction.recipe.plan
     read = ", ".join(layer.label for layer in plan.layers)
     seen = describe_recipe(
@@ -69,7 +70,7 @@ def recipe_of(extractor: PretrainedFeatureExtractor, items: Sequence[str]) -> st
 
 
 def compute_shard(
-    extractor: PretrainedFeatureExtractor, items: Sequence[str], name: str, folder: Folder, recipe: str
+    extractor: PretrainedFeatureExtractor, items: Sequence[str], name: str, folder: Folder, recipe: str, sample: str
 ) -> Done:
     """Compute the features of some items and write them.
 
@@ -83,31 +84,31 @@ def compute_shard(
     folder : Folder
     recipe : str
         What the features must be made by.
+    sample : str
+        An item that shows the shape that a user's own preprocessing gives to images.
 
     Raises
     ------
     OtherMachine
         They would be made by something else here.
     """
-    here = recipe_of(extractor, items)
+    extraction = extractor._extraction_of_images([sample])
+    here = recipe_of(extraction)
     if here != recipe:
         raise OtherMachine(
             "The same weights and versions are expected on every machine, got others on a worker. Install the same "
             f"packages and files there.\n  client: {recipe}\n  worker: {here}"
         )
-    rows, digests, errors = _features(extractor, items)
+    rows, digests, errors = _features(extraction, extractor._items([*items], reset=False))
     folder.write(name, _as_parquet(items, rows, digests, errors))
     return Done(name, len(items), len(errors))
 
 
-def _features(
-    extractor: PretrainedFeatureExtractor, items: Sequence[str]
-) -> tuple[np.ndarray, list[str | None], dict[int, str]]:
+def _features(extraction: Extraction, items: Items) -> tuple[np.ndarray, list[str | None], dict[int, str]]:
     """Rows, digests of the files' bytes, and why some items have no row."""
-    found = extractor._items([*items], reset=False)
-    watched = _Digesting(found)
-    far = extractor.n_jobs is None and any(map(is_url, items))
-    extraction = replace(extractor._extraction(watched), n_jobs=_CONNECTIONS if far else extractor.n_jobs, warns=False)
+    watched = _Digesting(items)
+    far = extraction.n_jobs is None and any(is_url(path or "") for path in items.iter_paths())
+    extraction = replace(extraction, items=watched, n_jobs=_CONNECTIONS if far else extraction.n_jobs, warns=False)
     rows = np.empty((len(items), *extraction.recipe.plan.shape), dtype=np.float32)
     errors: dict[int, str] = {}
     with closing(extraction.iter_blocks()) as blocks:
@@ -129,38 +130,17 @@ def _check_reached(errors: Sequence[ImageError]) -> None:
     for error in errors:
         if isinstance(error.__cause__, Unreachable):
             raise ServerError(
-                f"A server that answers is expected: {error.source} {error.reason}. Run this again later."
+                f"Disks and servers that answer are expected, and {error.source!r} could not be read for a reason that "
+                f"is not its own: {error.reason}. Run this again later: only missing shards are computed."
             )
 
 
-class _Digesting(Items):
-    """Items that note the digests of the bytes that their pixels were made of, so that nothing is read twice.
-
-    Parameters
-    ----------
-    items : Items
-        Paths.
-    """
+class _Digesting(ItemsView):
+    """Paths that note the digests of the bytes that their pixels were made of, so that nothing is read twice."""
 
     def __init__(self, items: Items) -> None:
-        self._items = items
+        super().__init__(items)
         self.digests: dict[int, str] = {}
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._items[index]
-
-    @property
-    def short_side(self) -> int | None:
-        return self._items.short_side
-
-    def iter_paths(self) -> Iterator[str | None]:
-        return self._items.iter_paths()
-
-    def original_row(self, row: int) -> int:
-        return self._items.original_row(row)
 
     def load(self, row: int) -> torch.Tensor:
         item = self._items[row]

@@ -70,7 +70,7 @@ def load_image_folder(
     """
     root = _check_folder(path)
     extensions = (extensions,) if isinstance(extensions, str) else extensions
-    classes = [(folder.name, files) for folder in class_folders(root) if (files := _files(folder, extensions))]
+    classes = [(folder.name, files) for folder in class_folders(root) if (files := pictures_in(folder, extensions))]
     if not classes:
         raise ValueError(
             f"A folder with one subfolder of pictures per class is expected, got path={str(root)!r} without any file "
@@ -99,10 +99,17 @@ def class_folders(root: Path) -> list[Path]:
     return sorted(entry for entry in root.iterdir() if entry.is_dir() and not is_hidden(entry.name))
 
 
-def _files(folder: Path, extensions: tuple[str, ...]) -> list[str]:
+def pictures_in(folder: str | os.PathLike[str], extensions: tuple[str, ...] = IMAGE_EXTENSIONS) -> list[str]:
+    """Pictures in a folder at any depth, sorted; hidden ones are left out.
+
+    Raises
+    ------
+    OSError
+        A folder in it cannot be listed.
+    """
     endings = tuple(extension.lower() for extension in extensions)
     found: list[str] = []
-    for parent, folders, names in os.walk(folder, onerror=_raise):
+    for parent, folders, names in os.walk(os.fspath(folder), onerror=_raise):
         folders[:] = [name for name in folders if not is_hidden(name)]
         found += [os.path.join(parent, name) for name in names if is_picture(name, endings)]
     return sorted(found)

@@ -16,7 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from featx.exceptions import UnreadableImage
-from featx.images.remote import fetch, is_url
+from featx.images.remote import Unreachable, fetch, is_url
 from featx.locks import ForkSafeLock
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _REASONS = {
     errno.ENOTDIR: "no such file",
     errno.EACCES: "permission denied",
     errno.ENAMETOOLONG: "the name is too long for a file",
+    errno.ELOOP: "its links go round in a circle",
 }
 # Pillow loads a lazily opened image on first use, which two threads must not do at once. A few locks for all images
 # instead of one each: an image cannot carry one, and a table of them would outlive the images.
@@ -113,7 +114,9 @@ class PathItem:
             with open(self.source, "rb") as file:
                 return file.read()
         except OSError as error:
-            raise UnreadableImage(_REASONS.get(error.errno or 0, error.strerror or str(error))) from error
+            if error.errno in _REASONS:
+                raise UnreadableImage(_REASONS[error.errno]) from error
+            raise Unreachable(error.strerror or str(error)) from error  # the disk, the network or the process
         except ValueError as error:
             if isinstance(error, UnreadableImage):
                 raise

@@ -16,8 +16,12 @@ _BUSY = {408, 425, 429}  # HTTP's own words for "later"
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError, ValueError, TypeError)
 
 
+#: Stores of objects, each of which is there when all of it is, also where it travels in parts.
+BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss"})
+
+
 class Unreachable(UnreadableImage):
-    """A file that could not be fetched, for a reason that may be gone later."""
+    """A file that could not be read, for a reason that may be gone later and says nothing of the file."""
 
 
 def is_url(path: str) -> bool:
@@ -57,6 +61,8 @@ def fetch(url: str, storage_options: Mapping[str, Any]) -> bytes:
     except FileNotFoundError as error:
         raise UnreadableImage("no such file") from error
     except PermissionError as error:
+        if url.rpartition("::")[2].partition("://")[0] in BUCKETS:  # which answer so to a token that has expired
+            raise Unreachable("permission denied; are the credentials still good?") from error
         raise UnreadableImage("permission denied") from error
     except ImportError:
         raise
