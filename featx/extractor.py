@@ -14,10 +14,11 @@ from sklearn.callback import with_callbacks
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _check_feature_names_in
 
+from featx.activations.remembered import recall, remember
 from featx.base import NetworkEstimator
 from featx.images.sources import MAX_PIXELS, Items
 from featx.lazy import LazyTransformMixin, is_lazy, note_columns
-from featx.store import FeatureStore
+from featx.store import FeatureStore, resolve_store
 
 if TYPE_CHECKING:
     from featx.activations.extraction import Extraction
@@ -213,19 +214,14 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         -------
         self
         """
-        from featx.activations.engine import resolve_device
-
         context = self._init_callback_context()
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
         if is_lazy(X):  # its parts are looked at when they are there
             note_columns(self, X)
         else:
             self._items(X, reset=True)
-        spec = self._spec()
-        self._preprocessing(spec)
-        resolve_device(self.device)
-        if spec.backbone.named:
-            self._plan(self._architecture(spec))
+        if recall(self, resolve_store(self.cache)) is None:  # a call with these parameters went well before
+            self._check_network()
         context.call_on_fit_task_end(estimator=self, X=X, y=y, reconstruction_attributes=dict)
         return self
 
@@ -253,11 +249,15 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         ValueError
             X is of no form that is known, or a parameter is wrong.
         """
-        extraction = self._extraction_of_images(X)
+        self._validate_params()
+        if (known := self._known_rows(X)) is not None:
+            return known
+        extraction = self._extraction(self._items(X, reset=False))
         features = np.empty((len(extraction.items), *extraction.recipe.plan.shape), dtype=np.float32)
         with closing(extraction.iter_blocks()) as blocks:
             for block in blocks:
                 features[block.start : block.stop] = block.rows
+        remember(self, extraction)
         return features
 
     def warm(self, X: Any, layers: Any = None) -> PretrainedFeatureExtractor:
@@ -321,6 +321,24 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
                 "image_size to it."
             )
         return self._plan(self._architecture(self._spec())).names()
+
+    def _check_network(self) -> None:
+        """Raise what is wrong with the parameters that choose a network, a device and layers; load no weights."""
+        from featx.activations.engine import resolve_device
+
+        spec = self._spec()
+        self._preprocessing(spec)
+        resolve_device(self.device)
+        if spec.backbone.named:
+            self._plan(self._architecture(spec))
+
+    def _known_rows(self, X: Any) -> np.ndarray | None:
+        """All features, where they can be had without loading torch and torchvision."""
+        store = resolve_store(self.cache)
+        remembered = recall(self, store)
+        if store is None or remembered is None:
+            return None
+        return remembered.rows(self._items(X, reset=False, in_full=True), store, self.n_jobs)
 
     def _width(self) -> tuple[int, ...]:
         return self._plan(self._architecture(self._spec())).shape

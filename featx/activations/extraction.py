@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from featx.activations.engine import Block, Recipe
 from featx.activations.kept import KeptRecipe, slots_of
-from featx.activations.keys import NoKey, describe_recipe, key_of
+from featx.activations.keys import NoKey, describe_recipe
 from featx.activations.plan import Slot
 from featx.exceptions import ImageError, WeightsError
 from featx.images.sources import Items
@@ -102,18 +102,25 @@ class Extraction:
         if self.store is None:
             return None
         session = Session(self.store, memory)
-        try:
-            description = self._description(session)
-        except NoKey as reason:
-            warn_once(self.store, f"Features are not kept in {self.store}: {reason}.")
+        description = self.description(session)
+        if description is None:
             return None
-        session.open_recipe(key_of(description), description)
+        session.open_recipe(description)
 
         def check() -> None:
             if self._description(session) != description:
                 raise WeightsError(f"{self.recipe.spec.weights.name!r} changed while it was read. Call again.")
 
         return KeptRecipe(self.recipe, session, slots, tick=tick, check=check, **self._how)
+
+    def description(self, session: Session) -> str | None:
+        """The recipe in words; None, after a warning, where nothing tells what the features depend on."""
+        try:
+            return self._description(session)
+        except NoKey as reason:
+            assert self.store is not None
+            warn_once(self.store, f"Features are not kept in {self.store}: {reason}.")
+            return None
 
     def _description(self, session: Session) -> str:
         return describe_recipe(self.recipe, self.max_pixels, self.items.short_side, session.digest_of_file)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import PIL
 import torchvision
-import xxhash
 from PIL import ImageFile
 
 from featx.activations.engine import Recipe
@@ -53,11 +52,6 @@ def describe_recipe(
         "schema": _SCHEMA,
     }
     return "; ".join(f"{name}: {value}" for name, value in parts.items())
-
-
-def key_of(description: str) -> bytes:
-    """Digest of a description, of length 16."""
-    return xxhash.xxh3_128_digest(description.encode())
 
 
 def _network(recipe: Recipe, digest_of_file: Callable[[str], bytes]) -> str:

@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from featx.activations.joining import normalised, side_by_side
 from featx.activations.pooling import GRID_POOLINGS, check_pooling, width_of
 from featx.backbones.layers import Layer
 from featx.store import Column
-
-# A row of zeros stays one.
-_SHORTEST = np.float32(1e-12)
 
 
 class Slot(NamedTuple):
@@ -83,12 +81,12 @@ class FeaturePlan:
     def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """Rows from one part (n, width) per slot: normalised, side by side; maps take the first one's grid."""
         parts = [
-            _normalised(part.reshape(-1, *slot.shape), self.normalize)
+            normalised(part.reshape(-1, *slot.shape), self.normalize)
             for slot, part in zip(self.slots, parts, strict=True)
         ]
         if self.pooling == "map":
             parts = [parts[0], *(_resized(part, parts[0].shape[1:3]) for part in parts[1:])]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        return side_by_side(parts)
 
     def _width(self, layer: Layer) -> int:
         return width_of(layer, self.pooling, self.grid)
@@ -99,16 +97,6 @@ class FeaturePlan:
             (layer, layer.label if layer.layout == "vector" else f"{layer.label}_{self.pooling}{cells}")
             for layer in self.layers
         ]
-
-
-# In NumPy: for rows this short, waking torch's threads takes longer than the sum.
-def _normalised(rows: np.ndarray, normalize: str | None) -> np.ndarray:
-    if normalize is None:
-        return rows
-    if normalize == "signed-sqrt":
-        rows = np.sign(rows) * np.sqrt(np.abs(rows))
-    lengths = np.sqrt(np.einsum("...i,...i->...", rows, rows))[..., np.newaxis]
-    return rows / np.maximum(lengths, _SHORTEST)
 
 
 def _resized(part: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:

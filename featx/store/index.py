@@ -27,6 +27,8 @@ from featx.store.owners import LEASE_S, Owner
 #: A file that changed less than this many seconds ago may change again without its times telling.
 TRUST_AFTER_S = 2.0
 
+_CHECK_BYTES = 8  # behind an answer
+
 _COMPUTED = b"computed"  # among the owners, whose names are longer
 # Images per task handed to a thread: handing over costs more than hashing a small one.
 _TASK_SIZE = 32
@@ -36,7 +38,7 @@ _STATE = struct.Struct("<QQQqq")  # device, inode, size, mtime_ns, ctime_ns
 
 @dataclass(frozen=True)
 class Index:
-    """Shortcuts from files to digests, and leases.
+    """Shortcuts (from files to digests, from questions to answers), and leases.
 
     Parameters
     ----------
@@ -81,6 +83,19 @@ class Index:
             known = PathItem(path, max_pixels=0).digest(self.seed)
             self._remember([(file, known) for file in files.values()])
         return known
+
+    def answer(self, question: str) -> bytes | None:
+        """What was left for a question; None where nothing was, or it is damaged."""
+        key = _key_of(question)
+        found = self.database.read(lambda txn, tables: bytes(txn.get(key, b"", db=tables["shortcuts"])))
+        content, check = found[:-_CHECK_BYTES], found[-_CHECK_BYTES:]
+        return content if found and check == xxhash.xxh3_64_digest(key + content) else None
+
+    def leave_answer(self, question: str, answer: bytes) -> None:
+        """Leave an answer for a question."""
+        key = _key_of(question)
+        record = answer + xxhash.xxh3_64_digest(key + answer)
+        self.database.write(lambda txn, tables: txn.put(key, record, db=tables["shortcuts"]))
 
     def sweep(self) -> None:
         """Delete the leases of owners that are gone."""
@@ -150,6 +165,10 @@ class Index:
         if settled:
             self.database.write(write)
             MEMORY.add_files(self.seed, {file.full: (file.state, digest) for file, digest in settled})
+
+
+def _key_of(question: str) -> bytes:
+    return b"answer" + xxhash.xxh3_128_digest(question.encode())  # longer than the keys of files
 
 
 def digest_or_error(items: Items, row: int, seed: int) -> bytes | ImageError:

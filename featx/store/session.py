@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
+import xxhash
 
 from featx.exceptions import ImageError, StoreError, StoreWarning
 from featx.images.items import PathItem
@@ -70,11 +71,15 @@ class Session:
             self._claims.close()
             self._claims = None
 
-    def open_recipe(self, recipe: bytes, description: str) -> None:
-        """Choose the recipe whose rows are asked for."""
-        self._recipe, self._description = recipe, description
+    def open_recipe(self, description: str) -> None:
+        """Choose the recipe whose rows are asked for, by all that can change them, in words."""
+        self._recipe, self._description = xxhash.xxh3_128_digest(description.encode()), description
         if self._opened is not None:
-            self._shelf = self._opened.shelf(recipe)
+            self._shelf = self._opened.shelf(self._recipe)
+
+    def leave_answer(self, question: str, answer: bytes) -> None:
+        """Write down for later processes what took long to find out."""
+        self._try(lambda: self._at.index.leave_answer(question, answer), lambda: None)
 
     def digest_of_file(self, path: str) -> bytes:
         """Digest of any file's bytes."""
