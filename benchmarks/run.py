@@ -27,6 +27,7 @@ BENCHES = {
     "fine_tuning": ["benchmarks/bench_fine_tuning.py", "--quick"],
     "store": ["benchmarks/bench_store.py", "--quick"],
     "memory": ["benchmarks/bench_memory.py", "--quick"],
+    "start": ["benchmarks/bench_start.py", "--quick"],
     "accuracy": ["benchmarks/bench_accuracy.py", "--quick"],
 }
 

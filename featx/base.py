@@ -62,8 +62,7 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[mis
             finite = self.on_error == "raise"
             X = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=finite)
         elif reset:
-            for name in ("n_features_in_", "feature_names_in_"):  # of an earlier fit on rows
-                self.__dict__.pop(name, None)
+            self._forget_columns()
         return as_items(
             X,
             image_shape=self.image_shape,
@@ -73,6 +72,11 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[mis
             short_side=None if in_full or self.decode == "exact" else self._short_side(),
             storage_options=self.storage_options,
         )
+
+    def _forget_columns(self) -> None:
+        """What an earlier fit on rows learned."""
+        for name in ("n_features_in_", "feature_names_in_"):
+            self.__dict__.pop(name, None)
 
     def _short_side(self) -> int | None:
         """Pixels of an image's shorter side that the preprocessing needs; None where that is not known."""
@@ -96,14 +100,18 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[mis
         preset = spec.preset if self.preprocess == "weights" else preset_named(self.preprocess)
         return preset.scaled(self.image_size)
 
-    def _architecture(self, spec: NetworkSpec, items: Items | None = None) -> Architecture:
-        """What can be read from images of the shape that the preprocessing makes, a user's own as seen on X."""
+    def _architecture(
+        self, spec: NetworkSpec, items: Items | None = None, shape: tuple[int, int, int] | None = None
+    ) -> Architecture:
+        """What can be read from images of the shape that preprocessing makes; a user's own as given, or seen on X."""
         from featx.images.loading import shape_of_first
         from featx.images.preprocessing import Preset
 
         preprocessing = self._preprocessing(spec)
         if isinstance(preprocessing, Preset):
             return spec.architecture((3, preprocessing.crop, preprocessing.crop))
+        if shape is not None:
+            return spec.architecture(shape)
         if items is not None:
             return spec.architecture(shape_of_first(items, preprocessing.tile))
         return spec.architecture(None if self.image_size is None else spec.square(self.image_size))

@@ -353,9 +353,9 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         self._validate_params()
         return self._extraction(self._items(X, reset=False))
 
-    def _extraction(self, items: Items) -> Extraction:
+    def _extraction(self, items: Items, shape: tuple[int, int, int] | None = None) -> Extraction:
         spec = self._spec()
-        architecture = self._architecture(spec, items)
+        architecture = self._architecture(spec, items, shape)
         return self._extraction_of(items, spec, architecture, self._plan(architecture))
 
     def __sklearn_tags__(self) -> Any:

@@ -34,24 +34,23 @@ def is_lazy(X: Any) -> bool:
 
 
 def note_columns(estimator: Any, X: Any) -> None:
-    """What ``fit`` learns of a Dask collection: the number of columns and their names, where ``image_shape`` is set.
+    """What ``fit`` learns and checks of a Dask collection: its columns, as of a row of zeros in its place.
 
     Raises
     ------
     ValueError
-        A frame of paths has several columns.
+        A frame of paths has several columns, or one of numbers others than ``image_shape`` says.
     """
-    for name in ("n_features_in_", "feature_names_in_"):
-        estimator.__dict__.pop(name, None)
     if estimator.image_shape is None:
         _check_one_column(X)
+        estimator._forget_columns()
         return
-    if X.ndim != 2:
-        raise ValueError(f"A 2-D X is expected with image_shape={estimator.image_shape}, got {X.ndim} dimensions.")
-    estimator.n_features_in_ = X.shape[1]
-    names = np.asarray(getattr(X, "columns", []), dtype=object)
-    if len(names) and all(isinstance(name, str) for name in names):
-        estimator.feature_names_in_ = names
+    zeros: Any = np.zeros((1, *X.shape[1:]))
+    if (columns := getattr(X, "columns", None)) is not None:
+        import pandas as pd
+
+        zeros = pd.DataFrame(zeros, columns=columns)
+    estimator._items(zeros, reset=True)
 
 
 def _check_one_column(X: Any) -> None:

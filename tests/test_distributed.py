@@ -36,10 +36,11 @@ import featx.images.remote
 from featx import PretrainedFeatureExtractor
 from featx.distributed import extract
 from featx.distributed.extraction import ShardError
-from featx.distributed.folder import Folder
 from featx.distributed.shards import Manifest, OtherShards
 from featx.distributed.work import ServerError
-from featx.exceptions import ImageError
+from featx.exceptions import ImageError, UnreadableImage
+from featx.images.items import PathItem
+from featx.images.remote import Unreachable, fetch
 from featx.images.sources import as_items
 from featx.writing import replacing
 
@@ -178,17 +179,26 @@ def test_of_two_runs_that_begin_together_one_writes(
     monkeypatch: pytest.MonkeyPatch,
     far: bool,
 ) -> None:
-    """The other one's manifest appears after this one has looked and before it writes its own."""
+    """The other one's manifest appears at the very moment at which this one writes its own."""
+    import s3fs
+
     files, options = bucket
     output, given = ("s3://bucket/out", {"storage_options": options}) if far else (tmp_path / "out", {})
-    create, late = Folder.create, Manifest.of("of another", ["a"], 16, photos)
+    rival = json.dumps(Manifest.of("of another", ["a"], 16, photos)._as_dict()).encode()
+    link, call = os.link, s3fs.S3FileSystem._call_s3
 
-    def create_late(folder: Folder, name: str, content: bytes) -> None:
-        create(folder, name, json.dumps(late._as_dict()).encode())
-        create(folder, name, content)
+    def link_late(source: Any, target: Any) -> None:
+        Path(target).write_bytes(rival)
+        link(source, target)
+
+    async def call_late(self: Any, method: str, *given: Any, **how: Any) -> Any:
+        if method == "put_object":
+            await call(self, method, Bucket=how["Bucket"], Key=how["Key"], Body=rival)
+        return await call(self, method, *given, **how)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Folder, "create", create_late)
+        patched.setattr(os, "link", link_late)
+        patched.setattr(s3fs.S3FileSystem, "_call_s3", call_late)
         with pytest.raises(OtherShards, match="another one"):
             extract(MICRO, photos, output, shard_size=16, **given)
     names = files.ls("bucket/out", detail=False) if far else (tmp_path / "out").iterdir()
@@ -203,8 +213,52 @@ def test_shards_that_somebody_damaged_are_computed_again(photos: list[str], tmp_
     cut.write_bytes(cut.read_bytes()[:-100])
     blank.write_bytes(bytes(len(blank.read_bytes())))
     empty.write_bytes(b"")
+    (out / "manifest.json").write_bytes(b"\0" * 100)
     assert extract(MICRO, photos, out, shard_size=10).n_computed == 3
     assert contents(out) == before
+    (out / "manifest.json").write_bytes(b"")
+    with pytest.raises(OtherShards, match="others"):
+        extract(MICRO, photos, out, shard_size=9)
+
+
+def test_folder_by_url_is_the_same_folder(photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extract(MICRO, photos, f"file://{tmp_path}/out", shard_size=20, storage_options={})
+    assert extract(MICRO, photos, tmp_path / "out", shard_size=20).n_computed == 0
+    monkeypatch.chdir(tmp_path)
+    assert extract(MICRO, "photos", "out", shard_size=20).n_computed == 0
+
+
+def test_features_and_digest_are_of_the_same_bytes(
+    photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a store knew a file that changes, breaks or cannot be reached for a moment when its digest is made."""
+    cached = PretrainedFeatureExtractor("featx_micro", cache=tmp_path / "store")
+    for path in photos:
+        os.utime(path, (1, 1))
+    time.sleep(2.1)  # until the store trusts the times of files
+    extract(cached, photos, tmp_path / "first", shard_size=25)
+    new, read, moods = draw(), PathItem._read, {photos[1]: "new", photos[30]: "broken"}
+
+    def changing(item: PathItem) -> bytes:
+        mood = moods.pop(str(item.path), None)
+        if mood == "failing":
+            raise Unreachable("the disk says no")
+        if mood is not None:
+            Path(item.path).write_bytes(new if mood == "new" else b"no picture")
+        return read(item)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PathItem, "_read", changing)
+        extract(cached, photos, tmp_path / "second", shard_size=25)
+        assert not moods
+        moods[photos[2]] = "failing"
+        with pytest.raises(ServerError, match=r"002\.jpg.*the disk says no"):
+            extract(cached, photos, tmp_path / "third", shard_size=25)
+    found = rows_in(tmp_path / "second")
+    assert np.flatnonzero(found["error"].notna()).tolist() == [30]
+    good = [row for row in range(50) if row != 30]
+    assert found["digest"][good].tolist() == [as_items(photos).digest(row).hex() for row in good]
+    check_complete(found.loc[good], [photos[row] for row in good])
 
 
 def test_other_items_in_an_output_without_shards_are_an_error(photos: list[str], tmp_path: Path) -> None:
@@ -231,6 +285,24 @@ def test_preprocessing_of_ones_own_shows_its_shape_on_a_photo_that_can_be_read(
         Path(path).write_bytes(encode(np.zeros((70, 70, 3), dtype=np.uint8), "JPEG"))
     with pytest.raises(ValueError, match="bring them to one size"):
         extract(small, photos, tmp_path / "uneven", shard_size=4)
+
+
+def test_preprocessing_of_ones_own_on_a_disk_that_fails_leaves_nothing_behind(
+    photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = PretrainedFeatureExtractor("featx_micro", layers=0, pooling="flatten", preprocess=Shrinking(16))
+    asked = list[str]()
+
+    def failing(path: Any, **_: Any) -> Any:
+        asked.append(str(path))
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(featx.images.items.os, "stat", failing)
+        with pytest.raises(ServerError):
+            extract(small, photos, tmp_path / "out", shard_size=16)
+    assert len(set(asked) & set(photos)) == 1
+    assert extract(small, photos, tmp_path / "out", shard_size=16).n_errors == 0
 
 
 class Shrinking:
@@ -508,7 +580,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, dict[str, Any
     server.stop()
 
 
-def test_buckets_are_read_and_written(bucket: tuple[Any, dict[str, Any]], photos: list[str], tmp_path: Path) -> None:
+def test_buckets_are_read_and_written(
+    bucket: tuple[Any, dict[str, Any]], photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files, options = bucket
     for path in photos:
         files.pipe_file(f"bucket/photos/{os.path.basename(path)}", Path(path).read_bytes())
@@ -518,8 +592,21 @@ def test_buckets_are_read_and_written(bucket: tuple[Any, dict[str, Any]], photos
     found = rows_in("bucket/out", files)
     assert found["path"].tolist() == [f"s3://bucket/photos/{os.path.basename(path)}" for path in photos]
     check_complete(found.assign(path=photos), photos)
-    files.rm(sorted(name for name in files.ls("bucket/out", detail=False) if "part-" in name)[2])
-    assert extract(*arguments, shard_size=16, storage_options=options).n_computed == 1
+    shards = sorted(name for name in files.ls("bucket/out", detail=False) if "part-" in name)
+    files.rm(shards[2])
+    files.pipe_file(shards[0], b"")
+    cat, failed = type(files)._cat_file, list[str]()
+
+    async def failing_once(self: Any, path: str, **given: Any) -> bytes:
+        if path == shards[1] and not failed:
+            failed.append(path)
+            raise OSError("the connection broke")
+        return await cat(self, path, **given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(files), "_cat_file", failing_once)
+        assert extract(*arguments, shard_size=16, storage_options=options).n_computed == 2
+    assert failed
     check_complete(rows_in("bucket/out", files).assign(path=photos), photos)
     folder = MICRO, "s3://bucket/photos", tmp_path / "out"
     assert extract(*folder, shard_size=16, storage_options=options).n_items == 50
@@ -533,6 +620,19 @@ def test_expired_credentials_end_the_run_and_mark_no_item(
     files, options = bucket
     for path in photos:
         files.pipe_file(f"bucket/photos/{os.path.basename(path)}", Path(path).read_bytes())
+
+    def forbidden(url: str, _: Any) -> bytes:
+        error = RuntimeError("Invalid Credentials")  # as gcsfs says it
+        error.code = 401  # type: ignore[attr-defined]
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(featx.images.remote, "_read", forbidden)
+        with pytest.raises(Unreachable, match="credentials"):
+            fetch("gs://bucket/photo.jpg", {})
+        with pytest.raises(UnreadableImage) as told:
+            fetch("https://host/photo.jpg", {})
+        assert not isinstance(told.value, Unreachable)
     cat = s3fs.S3FileSystem._cat_file
     urls = [f"s3://bucket/photos/{os.path.basename(path)}" for path in photos]
 
@@ -550,27 +650,39 @@ def test_expired_credentials_end_the_run_and_mark_no_item(
 
 
 def test_patterns_reach_through_archives_and_caches(
-    bucket: tuple[Any, dict[str, Any]], photos: list[str], tmp_path: Path
+    bucket: tuple[Any, dict[str, Any]], server: tuple[str, type[Moody]], photos: list[str], tmp_path: Path
 ) -> None:
+    import fsspec
+
     files, options = bucket
+    files.pipe_file("bucket/000.jpg", Path(photos[0]).read_bytes())
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         for path in photos[:6]:
             archive.write(path, f"some/{os.path.basename(path)}")
     files.put_file(str(tmp_path / "photos.zip"), "bucket/photos.zip")
-    files.pipe_file("bucket/one.jpg", Path(photos[0]).read_bytes())
-    for pattern, wanted in {
-        f"zip://**/*.jpg::file://{tmp_path}/photos.zip": photos[:6],
-        "zip://some/00[1-3].jpg::s3://bucket/photos.zip": photos[1:4],
-        "simplecache::s3://bucket/*.jpg": photos[:1],
-    }.items():
+    address, handler = server
+    handler.moods = {}
+    zipped, memory = f"file://{tmp_path}/photos.zip", fsspec.filesystem("memory")
+    for path in photos[:2]:
+        memory.pipe_file(f"/photos/{os.path.basename(path)}", Path(path).read_bytes())
+    for pattern, rows, wanted in [
+        (f"zip://**/*.jpg::{zipped}", range(6), f"zip://some/{{}}::{zipped}"),
+        (f"simplecache::zip://some/*.jpg::{zipped}", range(6), f"simplecache::zip://some/{{}}::{zipped}"),
+        ("zip://some/00[1-3].jpg::s3://bucket/photos.zip", range(1, 4), "zip://some/{}::s3://bucket/photos.zip"),
+        ("simplecache::s3://bucket/*.jpg", range(1), "simplecache::s3://bucket/{}"),
+        (f"simplecache::{address}/000.jpg", range(1), f"simplecache::{address}/{{}}"),
+        (f"{address}/000.jpg", range(1), f"{address}/{{}}"),
+        ("memory://photos/*.jpg", range(2), "memory://photos/{}"),
+        ("memory://photos/", range(2), "memory://photos/{}"),
+        (f"file://{tmp_path}/photos", range(50), f"file://{tmp_path}/photos/{{}}"),
+    ]:
         chained = {"s3": options} if "s3:" in pattern else {}
         output = tmp_path / str(len(list(tmp_path.iterdir())))
         extract(MICRO, pattern, output, storage_options=chained)
         found = rows_in(output)
-        assert [os.path.basename(path.partition("::")[0]) for path in found["path"]][: len(wanted) - 1] == [
-            os.path.basename(path) for path in wanted[: len(wanted) - 1]
-        ]
-        check_complete(found.assign(path=wanted), wanted)
+        assert found["path"].tolist() == [wanted.format(os.path.basename(photos[row])) for row in rows], pattern
+        names = [photos[row] for row in rows]
+        check_complete(found.assign(path=names), names)
 
 
 def test_file_whose_name_reads_like_a_pattern_is_that_file(photos: list[str], tmp_path: Path) -> None:
@@ -828,6 +940,8 @@ def test_lazy_fit_learns_the_columns(tmp_path: Path) -> None:
     wanted = eager.transform(flat)
     computed = lazy.transform(dd.from_pandas(flat, npartitions=2)).compute(scheduler="sync")
     np.testing.assert_allclose(computed, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    with pytest.raises(ValueError, match="image_shape"):
+        lazy.fit(dd.from_pandas(flat.iloc[:, :40], npartitions=2))
     lazy.fit(da.from_array(flat.to_numpy(), chunks=(3, 10)))
     assert lazy.n_features_in_ == 48
     assert not hasattr(lazy, "feature_names_in_")

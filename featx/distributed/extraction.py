@@ -19,10 +19,9 @@ from featx.activations.keys import NoKey
 from featx.distributed.folder import Folder
 from featx.distributed.listing import list_items
 from featx.distributed.shards import Manifest, Shard, check_no_others, is_shard
-from featx.distributed.work import Done, compute_shard, recipe_of
+from featx.distributed.work import Done, Shape, compute_shard, recipe_of, shape_of_images
 from featx.exceptions import FeatxError
 from featx.extractor import PretrainedFeatureExtractor
-from featx.images.loading import shape_of_first
 from featx.images.remote import is_url
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def extract(
         ``"s3://bucket/*.jpg"``, or a folder of pictures. Workers read them, so all must see them under these names.
     output : str or path
         A folder, local or a URL, that this call owns: ``manifest.json`` and ``part-NUMBER-DIGEST.parquet`` with the
-        columns ``path``, ``digest`` (of the file's bytes, hexadecimal), ``features`` (float32 lists of one length) and
+        columns ``path`` (absolute, or a URL), ``digest`` (of the file's bytes, hexadecimal), ``features`` (float32 lists of one length) and
         ``error``. Rows are in the order of the items.
     client : distributed.Client or None, default=None
         Whose workers compute; None computes in this process.
@@ -124,17 +123,15 @@ def extract(
     if not isinstance(shard_size, Integral) or shard_size < 1:
         raise ValueError(f"A number of items from 1 up is expected, got shard_size={shard_size!r}.")
     folder = Folder(_everywhere(os.fspath(output)), storage_options)
-    paths = list_items(items, storage_options)
-    if client is not None:
-        paths = [*map(_everywhere, paths)]
+    paths = [*map(_everywhere, list_items(items, storage_options))]
     options = None if storage_options is None else dict(storage_options)
     worker = clone(extractor).set_params(on_error="nan", storage_options=options, verbose=0)
-    sample = _sample(worker, paths)
-    manifest = _manifest(worker, paths, int(shard_size), sample)
+    shape = shape_of_images(worker, paths)
+    manifest = _manifest(worker, paths, int(shard_size), shape)
     shards = list(manifest.shards(paths))
     there = manifest.settle(folder, shards)
     missing = [shard for shard in shards if shard.name not in there]
-    tasks = _Tasks(worker, paths, folder, manifest.recipe, sample)
+    tasks = _Tasks(worker, paths, folder, manifest.recipe, shape)
     computing = tasks.here(missing) if client is None else tasks.on(client, missing)
     n_errors = 0
     with (
@@ -145,7 +142,7 @@ def extract(
         for done in computing:
             n_errors += done.n_errors
             bar.update(done.n_items)
-    names = set(filter(is_shard, folder.names()))
+    names = set(filter(is_shard, folder.sizes()))
     check_no_others(names, shards, folder)
     if lost := {shard.name for shard in shards} - names:
         raise ShardError(f"All shards are expected in {folder.url!r}, and {min(lost)} is gone. Run it again.")
@@ -157,20 +154,13 @@ def _everywhere(path: str) -> str:
     return path if is_url(path) else os.path.abspath(path)
 
 
-def _sample(extractor: PretrainedFeatureExtractor, paths: Sequence[str]) -> str:
-    """The first item, or where a user's own preprocessing decides the shape of images, the first that it can show."""
-    if not callable(extractor.preprocess):
-        return paths[0]
-    tile = extractor._preprocessing(extractor._spec()).tile
-    seen = (path for path in paths if shape_of_first(extractor._items([path], reset=False), tile) is not None)
-    return next(seen, paths[0])
-
-
-def _manifest(extractor: PretrainedFeatureExtractor, paths: Sequence[str], shard_size: int, sample: str) -> Manifest:
+def _manifest(
+    extractor: PretrainedFeatureExtractor, paths: Sequence[str], shard_size: int, shape: Shape | None
+) -> Manifest:
     if extractor.pooling == "map":
         raise ValueError('One row per image is expected, got pooling="map". Use any other pooling.')
     try:
-        extraction = extractor._extraction_of_images([sample])
+        extraction = extractor._extraction(extractor._items([*paths[:1]], reset=False), shape)
         recipe = recipe_of(extraction)
     except NoKey as error:
         raise ValueError(f"Features that a later run can go on with are expected: {error}.") from error
@@ -221,7 +211,7 @@ class _Tasks:
     paths: Sequence[str]
     folder: Folder
     recipe: str
-    sample: str
+    shape: Shape | None
 
     def here(self, shards: Sequence[Shard]) -> Iterator[Done]:
         """Compute shards in this process."""
@@ -268,5 +258,5 @@ class _Tasks:
             with suppress(OSError):
                 client.cancel([*ahead.futures])
 
-    def _of(self, shard: Shard) -> tuple[PretrainedFeatureExtractor, Sequence[str], str, Folder, str, str]:
-        return self.extractor, self.paths[shard.start : shard.stop], shard.name, self.folder, self.recipe, self.sample
+    def _of(self, shard: Shard) -> tuple[PretrainedFeatureExtractor, Sequence[str], str, Folder, str, Shape | None]:
+        return self.extractor, self.paths[shard.start : shard.stop], shard.name, self.folder, self.recipe, self.shape

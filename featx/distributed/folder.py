@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from featx.images.remote import BUCKETS, is_url
+from featx.images.remote import BUCKETS, is_url, patiently
 from featx.writing import replacing, sweep_away
 
 
@@ -30,19 +30,22 @@ class Folder:
             )
         if url.startswith(("http://", "https://")):
             raise ValueError(f"A folder or a bucket is expected, got output={url!r}, which cannot be written to.")
+        if url.startswith(("file://", "local://")):
+            url = os.path.abspath(url.partition("://")[2])
         self.url = url if url.endswith("://") else url.rstrip("/") or url
         self._options = dict(storage_options or {})
 
-    def names(self) -> set[str]:
-        """Files that are there and complete."""
+    def sizes(self) -> dict[str, int]:
+        """Files that are there and complete, and their bytes."""
         if not is_url(self.url):
             folder = Path(self.url)
-            return {path.name for path in folder.iterdir() if path.is_file()} if folder.is_dir() else set()
+            entries = [*os.scandir(folder)] if folder.is_dir() else []
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
         files, root = self._files()
         files.invalidate_cache(root)
         with contextlib.suppress(FileNotFoundError):
-            return {name.rpartition("/")[2] for name in files.ls(root, detail=False)}
-        return set()
+            return {entry["name"].rpartition("/")[2]: entry["size"] or 0 for entry in files.ls(root, detail=True)}
+        return {}
 
     def read(self, name: str) -> bytes:
         """Content of a file."""
@@ -51,12 +54,18 @@ class Folder:
         files, root = self._files()
         return bytes(files.cat_file(f"{root}/{name}"))
 
-    def endings(self, names: Sequence[str], n_bytes: int) -> list[bytes]:
-        """Last bytes of files that are there."""
+    def endings(self, sizes: Mapping[str, int], n_bytes: int) -> list[bytes]:
+        """Last bytes of files of some sizes, which are no smaller."""
         if not is_url(self.url):
-            return [_ending(Path(self.url, name), n_bytes) for name in names]
+            return [_ending(Path(self.url, name), n_bytes) for name in sizes]
         files, root = self._files()
-        return [bytes(found) for found in files.cat_ranges([f"{root}/{name}" for name in names], -n_bytes, None)]
+        names, stops = [f"{root}/{name}" for name in sizes], [*sizes.values()]
+
+        def read() -> list[bytes]:
+            found = files.cat_ranges(names, [stop - n_bytes for stop in stops], stops, on_error="raise")
+            return [*map(bytes, found)]
+
+        return patiently(read)
 
     def write(self, name: str, content: bytes) -> None:
         """Put a file in its place: by a rename, or in a bucket, where it is there when all of it is."""
@@ -120,5 +129,5 @@ def _write_through(path: Path, content: bytes) -> None:
 
 def _ending(path: Path, n_bytes: int) -> bytes:
     with open(path, "rb") as file:
-        file.seek(-min(n_bytes, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        file.seek(-n_bytes, os.SEEK_END)
         return file.read()

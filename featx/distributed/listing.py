@@ -73,16 +73,23 @@ def _matching_far(pattern: str, storage_options: Mapping[str, Any]) -> list[str]
         found = [name for name, about in files.glob(path, detail=True).items() if about["type"] == "file"]
     else:
         found = [name for name in files.find(path) if _is_shown_picture(name[len(path) :])]
-    return sorted(_as_asked(pattern, files, name) for name in found)
+    urls = sorted(_as_asked(pattern, path, name) for name in found)
+    if urls and url_to_fs(urls[0], **storage_options)[1] not in found:
+        raise ValueError(f"A pattern whose files have URLs of their own is expected, got {pattern!r}. List the URLs.")
+    return urls
 
 
-def _as_asked(pattern: str, files: Any, name: str) -> str:
-    """URL of a file that a pattern matched, through the same chain of protocols as the pattern."""
-    first, *rest = pattern.split("::")
-    if "://" in first:  # "zip://*.jpg::s3://bucket/photos.zip"
-        return "::".join([files.unstrip_protocol(name), *rest])
-    protocol = rest[-1].partition("://")[0]  # "simplecache::s3://bucket/*.jpg"
-    return "::".join([first, *rest[:-1], f"{protocol}://{name}"])
+def _as_asked(pattern: str, path: str, name: str) -> str:
+    """URL of a file that a pattern matched, through the same chain of protocols and on the same host as the pattern.
+
+    ``path`` is what the file system makes of the pattern, and of the same form as ``name``: "bucket/*.jpg" of
+    "s3://bucket/*.jpg", "/a/*.jpg" of "ftp://host/a/*.jpg", "*.jpg" of "zip://*.jpg::file:///photos.zip".
+    """
+    chain = pattern.split("::")
+    place = next(i for i, link in enumerate(chain) if "://" in link)  # before it stand caches
+    link = chain[place].rstrip("/")
+    chain[place] = link.removesuffix(path.rstrip("/")) + name
+    return "::".join(chain)
 
 
 def _is_shown_picture(name: str) -> bool:

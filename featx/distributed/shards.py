@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -93,15 +93,17 @@ class Manifest:
         OtherShards
         """
         folder.sweep()
-        names = folder.names()
-        there = set(filter(is_shard, names))
-        if MANIFEST in names:
-            self._check(json.loads(folder.read(MANIFEST)), folder)
-        check_no_others(there, shards, folder)
-        if MANIFEST not in names:
-            folder.create(MANIFEST, json.dumps(self._as_dict(), indent=1).encode())
-            self._check(json.loads(folder.read(MANIFEST)), folder)  # which a run that began meanwhile may have written
-        return _whole(sorted(there), folder)
+        sizes = folder.sizes()
+        there = {name: size for name, size in sorted(sizes.items()) if is_shard(name)}
+        found = _parsed(folder.read(MANIFEST)) if MANIFEST in sizes else None
+        if found is not None:
+            self._check(found, folder)
+        check_no_others(set(there), shards, folder)
+        if found is None:
+            write = folder.write if MANIFEST in sizes else folder.create  # a damaged one says nothing; shards' names do
+            write(MANIFEST, json.dumps(self._as_dict(), indent=1).encode())
+            self._check(_parsed(folder.read(MANIFEST)) or {}, folder)  # a run that began meanwhile may have written it
+        return _whole(there, folder)
 
     def _as_dict(self) -> dict[str, Any]:
         return {"format": _FORMAT, "featx": __version__, "key": self.key, **asdict(self)}
@@ -121,10 +123,20 @@ class Manifest:
             )
 
 
-def _whole(names: Sequence[str], folder: Folder) -> set[str]:
+def _whole(sizes: Mapping[str, int], folder: Folder) -> set[str]:
     """Shards that end as Parquet files do: whoever cut or blanked one, it is computed again."""
-    endings = folder.endings(names, len(_PARQUET)) if names else []
-    return {name for name, ending in zip(names, endings, strict=True) if ending == _PARQUET}
+    sizes = {name: size for name, size in sizes.items() if size > len(_PARQUET)}
+    endings = folder.endings(sizes, len(_PARQUET)) if sizes else []
+    return {name for name, ending in zip(sizes, endings, strict=True) if ending == _PARQUET}
+
+
+def _parsed(content: bytes) -> dict[str, Any] | None:
+    """A manifest; None where it was cut or blanked."""
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def check_no_others(there: set[str], shards: Sequence[Shard], folder: Folder) -> None:

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from featx.activations.engine import n_threads
 from featx.activations.keys import describe_recipe
+from featx.distributed.digesting import DigestingItems, state_of
 from featx.distributed.folder import Folder
-from featx.exceptions import FeatxError, ImageError, UnreadableImage
+from featx.exceptions import FeatxError, ImageError
 from featx.images.items import PathItem
+from featx.images.loading import load_tile
 from featx.images.remote import Unreachable, is_url
-from featx.images.sources import Items
-from featx.images.view import ItemsView
 
 if TYPE_CHECKING:
-    import torch
-
     from featx.activations.extraction import Extraction
     from featx.extractor import PretrainedFeatureExtractor
+
+Shape: TypeAlias = tuple[int, int, int]  # channels, height, width
 
 # Threads for items that lie elsewhere, where the extractor's n_jobs is None: most of the time they wait.
 _CONNECTIONS = 16
@@ -53,6 +52,26 @@ class Done:
     n_errors: int
 
 
+def shape_of_images(extractor: PretrainedFeatureExtractor, items: Sequence[str]) -> Shape | None:
+    """Shape that a user's own preprocessing gives to images, as the first shows that can be read; None without one.
+
+    Raises
+    ------
+    ServerError
+        One cannot be read for a reason that is not its own.
+    """
+    if not callable(extractor.preprocess):
+        return None
+    tile = extractor._preprocessing(extractor._spec()).tile
+    for item in items:
+        seen = load_tile(extractor._items([item], reset=False), 0, tile)
+        if not isinstance(seen, ImageError):
+            channels, height, width = seen.shape
+            return channels, height, width
+        _check_reached([seen])
+    return None
+
+
 def recipe_of(extraction: Extraction) -> str:
     """Everything that can change a feature, in words; the same on machines that compute the same.
 
@@ -70,7 +89,12 @@ def recipe_of(extraction: Extraction) -> str:
 
 
 def compute_shard(
-    extractor: PretrainedFeatureExtractor, items: Sequence[str], name: str, folder: Folder, recipe: str, sample: str
+    extractor: PretrainedFeatureExtractor,
+    items: Sequence[str],
+    name: str,
+    folder: Folder,
+    recipe: str,
+    shape: Shape | None,
 ) -> Done:
     """Compute the features of some items and write them.
 
@@ -84,43 +108,56 @@ def compute_shard(
     folder : Folder
     recipe : str
         What the features must be made by.
-    sample : str
-        An item that shows the shape that a user's own preprocessing gives to images.
+    shape : (int, int, int) or None
+        As of :func:`shape_of_images`.
 
     Raises
     ------
     OtherMachine
         They would be made by something else here.
     """
-    extraction = extractor._extraction_of_images([sample])
+    extraction = extractor._extraction(extractor._items([*items], reset=False), shape)
     here = recipe_of(extraction)
     if here != recipe:
         raise OtherMachine(
             "The same weights and versions are expected on every machine, got others on a worker. Install the same "
             f"packages and files there.\n  client: {recipe}\n  worker: {here}"
         )
-    rows, digests, errors = _features(extraction, extractor._items([*items], reset=False))
+    rows, digests, errors = _features(extractor, extraction)
     folder.write(name, _as_parquet(items, rows, digests, errors))
     return Done(name, len(items), len(errors))
 
 
-def _features(extraction: Extraction, items: Items) -> tuple[np.ndarray, list[str | None], dict[int, str]]:
+def _features(
+    extractor: PretrainedFeatureExtractor, extraction: Extraction
+) -> tuple[np.ndarray, list[str | None], dict[int, str]]:
     """Rows, digests of the files' bytes, and why some items have no row."""
-    watched = _Digesting(items)
-    far = extraction.n_jobs is None and any(is_url(path or "") for path in items.iter_paths())
-    extraction = replace(extraction, items=watched, n_jobs=_CONNECTIONS if far else extraction.n_jobs, warns=False)
-    rows = np.empty((len(items), *extraction.recipe.plan.shape), dtype=np.float32)
+    paths = [path or "" for path in extraction.items.iter_paths()]
+    states = [state_of(path) for path in paths] if extraction.store is not None else []
+    digesting = DigestingItems(extraction.items)
+    far = extraction.n_jobs is None and any(map(is_url, paths))
+    extraction = replace(extraction, items=digesting, n_jobs=_CONNECTIONS if far else extraction.n_jobs, warns=False)
+    rows = np.empty((len(paths), *extraction.recipe.plan.shape), dtype=np.float32)
     errors: dict[int, str] = {}
     with closing(extraction.iter_blocks()) as blocks:
         for block in blocks:
             rows[block.start : block.stop] = block.rows
             _check_reached(block.errors)
             errors |= {error.row: error.reason or str(error) for error in block.errors if error.row is not None}
-    watched.digest_the_rest(errors, n_threads(extraction.n_jobs))
-    return rows, [watched.digests.get(row) for row in range(len(items))], errors
+    digests = digesting.digests
+    # A store knew the others by the states of their files. What is written are features and digest of the same bytes.
+    rest = [row for row in range(len(paths)) if row not in digests and row not in errors]
+    failed = digesting.digest_all(rest, n_threads(extraction.n_jobs))
+    _check_reached(failed.values())
+    if changed := [row for row in rest if row in failed or state_of(paths[row]) != states[row]]:
+        items = extractor._items([paths[row] for row in changed], reset=False)
+        rows[changed], new, more = _features(extractor, replace(extraction, items=items, store=None))
+        digests |= {row: digest for row, digest in zip(changed, new, strict=True) if digest is not None}
+        errors |= {changed[row]: reason for row, reason in more.items()}
+    return rows, [None if row in errors else digests[row] for row in range(len(paths))], errors
 
 
-def _check_reached(errors: Sequence[ImageError]) -> None:
+def _check_reached(errors: Iterable[ImageError]) -> None:
     """Raise where a server did not answer: that says nothing of the item, which a later run may read.
 
     Raises
@@ -131,40 +168,9 @@ def _check_reached(errors: Sequence[ImageError]) -> None:
         if isinstance(error.__cause__, Unreachable):
             raise ServerError(
                 f"Disks and servers that answer are expected, and {error.source!r} could not be read for a reason that "
-                f"is not its own: {error.reason}. Run this again later: only missing shards are computed."
+                f"is not its own: {error.reason}. Run this again later: only missing shards are computed. If it stays "
+                "so, leave the item out."
             )
-
-
-class _Digesting(ItemsView):
-    """Paths that note the digests of the bytes that their pixels were made of, so that nothing is read twice."""
-
-    def __init__(self, items: Items) -> None:
-        super().__init__(items)
-        self.digests: dict[int, str] = {}
-
-    def load(self, row: int) -> torch.Tensor:
-        item = self._items[row]
-        assert isinstance(item, PathItem)
-        try:
-            pixels, digest = item.load_with_digest(0)
-        except UnreadableImage as error:
-            self._items._fail(row, item, error)
-        self.digests[self._items.original_row(row)] = digest.hex()
-        return pixels
-
-    def digest_the_rest(self, errors: dict[int, str], n_threads: int) -> None:
-        """Digest the items whose features a store knew; one that has gone since stays without."""
-
-        def digest(row: int) -> str | None:
-            try:
-                return self._items.digest(row).hex()
-            except ImageError:
-                return None
-
-        rest = [row for row in range(len(self)) if row not in self.digests and row not in errors]
-        with ThreadPoolExecutor(n_threads) as pool:
-            found = zip(rest, pool.map(digest, rest), strict=True)
-            self.digests |= {row: digest for row, digest in found if digest is not None}
 
 
 def _as_parquet(items: Sequence[str], rows: np.ndarray, digests: list[str | None], errors: dict[int, str]) -> bytes:

@@ -31,7 +31,9 @@ _REASONS = {
     errno.ENOTDIR: "no such file",
     errno.EACCES: "permission denied",
     errno.ENAMETOOLONG: "the name is too long for a file",
+    errno.EPERM: "permission denied",
     errno.ELOOP: "its links go round in a circle",
+    **{number: os.strerror(number) for number in (errno.EINVAL, errno.EILSEQ, errno.ENXIO)},  # what a name cannot be
 }
 # Pillow loads a lazily opened image on first use, which two threads must not do at once. A few locks for all images
 # instead of one each: an image cannot carry one, and a table of them would outlive the images.
@@ -86,10 +88,15 @@ class PathItem:
         """Digest of the file's bytes."""
         return _digest(seed, "file", self._read())
 
-    def load_with_digest(self, seed: int) -> tuple[torch.Tensor, bytes]:
-        """Pixels and digest of the same bytes, whoever writes to the file meanwhile."""
+    def digests(self, *seeds: int) -> tuple[bytes, ...]:
+        """Digests of the file's bytes under several seeds, read once."""
+        data = self._read()
+        return tuple(_digest(seed, "file", data) for seed in seeds)
+
+    def load_with_digests(self, *seeds: int) -> tuple[torch.Tensor, tuple[bytes, ...]]:
+        """Pixels and digests of the same bytes, whoever writes to the file meanwhile."""
         pixels, data = self._decoded(self._read())
-        return pixels, _digest(seed, "file", data)
+        return pixels, tuple(_digest(seed, "file", data) for seed in seeds)
 
     def _decoded(self, data: bytes) -> tuple[torch.Tensor, bytes]:
         """Pixels, and the bytes that they are made of: of a URL those of a second try where the first are broken."""

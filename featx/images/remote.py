@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from featx.exceptions import UnreadableImage
+
+T = TypeVar("T")
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z][A-Za-z0-9+.-]*)*://")
 # Servers that are busy answer after a while: up to so many tries, with random waits that double, within these seconds.
@@ -46,6 +48,25 @@ def fetch(url: str, storage_options: Mapping[str, Any]) -> bytes:
     ImportError
         The protocol needs a package that is not installed.
     """
+    in_bucket = url.rpartition("::")[2].partition("://")[0] in BUCKETS
+    try:
+        return patiently(_read, url, storage_options)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise UnreadableImage("no such file") from error
+    except ImportError:
+        raise
+    except Exception as error:  # each protocol has its own
+        told = " ".join(str(error).split()) or type(error).__name__
+        if _may_pass(error):
+            raise Unreachable(f"could not be fetched in {_TRIES} tries: {told}") from error
+        if in_bucket:  # which answer in many ways to credentials that have expired
+            raise Unreachable(f"refused by the bucket; are the credentials still good? It says: {told}") from error
+        denied = isinstance(error, PermissionError)
+        raise UnreadableImage("permission denied" if denied else f"could not be fetched: {told}") from error
+
+
+def patiently(function: Callable[..., T], *arguments: Any) -> T:
+    """Result of a function, called again after a while where it fails for a reason that may pass."""
     try:
         from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
     except ImportError as error:
@@ -56,21 +77,7 @@ def fetch(url: str, storage_options: Mapping[str, Any]) -> bytes:
         wait=wait_random_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT),
         reraise=True,
     )
-    try:
-        return patient(_read, url, storage_options)
-    except FileNotFoundError as error:
-        raise UnreadableImage("no such file") from error
-    except PermissionError as error:
-        if url.rpartition("::")[2].partition("://")[0] in BUCKETS:  # which answer so to a token that has expired
-            raise Unreachable("permission denied; are the credentials still good?") from error
-        raise UnreadableImage("permission denied") from error
-    except ImportError:
-        raise
-    except Exception as error:  # each protocol has its own
-        told = " ".join(str(error).split()) or type(error).__name__
-        if _may_pass(error):
-            raise Unreachable(f"could not be fetched in {_TRIES} tries: {told}") from error
-        raise UnreadableImage(f"could not be fetched: {told}") from error
+    return patient(function, *arguments)
 
 
 def _read(url: str, storage_options: Mapping[str, Any]) -> bytes:

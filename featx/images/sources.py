@@ -104,7 +104,7 @@ class Items(Sequence[Item]):
         if not isinstance(item, PathItem):
             return self.load(row), True
         try:
-            pixels, found = item.load_with_digest(seed)
+            pixels, (found,) = item.load_with_digests(seed)
         except UnreadableImage as error:
             self._fail(row, item, error)
         return pixels, found == digest
