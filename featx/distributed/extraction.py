@@ -84,8 +84,8 @@ def extract(
         ``"s3://bucket/*.jpg"``, or a folder of pictures. Workers read them, so all must see them under these names.
     output : str or path
         A folder, local or a URL, that this call owns: ``manifest.json`` and ``part-NUMBER-DIGEST.parquet`` with the
-        columns ``path`` (absolute, or a URL), ``digest`` (of the file's bytes, hexadecimal), ``features`` (float32 lists of one length) and
-        ``error``. Rows are in the order of the items.
+        columns ``path`` (absolute, or a URL), ``digest`` (of the file's bytes, hexadecimal), ``features`` (float32
+        lists of one length) and ``error``. Rows are in the order of the items.
     client : distributed.Client or None, default=None
         Whose workers compute; None computes in this process.
     shard_size : int, default=4096
