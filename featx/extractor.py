@@ -9,16 +9,18 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from joblib import cpu_count
 from sklearn.base import TransformerMixin, _fit_context
 from sklearn.callback import with_callbacks
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _check_feature_names_in
 
-from featx.activations.remembered import recall, remember
+from featx.activations.remembered import question_of, recall, remember
 from featx.base import NetworkEstimator
 from featx.images.sources import MAX_PIXELS, Items
 from featx.lazy import LazyTransformMixin, is_lazy, note_columns
 from featx.store import FeatureStore, resolve_store
+from featx.threads import n_threads
 
 if TYPE_CHECKING:
     from featx.activations.extraction import Extraction
@@ -220,7 +222,10 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
             note_columns(self, X)
         else:
             self._items(X, reset=True)
-        if recall(self, resolve_store(self.cache)) is None:  # a call with these parameters went well before
+        store = self._store()
+        if (
+            recall(question_of(self, store, make=False), store) is None
+        ):  # no call with these parameters went well before
             self._check_network()
         context.call_on_fit_task_end(estimator=self, X=X, y=y, reconstruction_attributes=dict)
         return self
@@ -250,14 +255,16 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
             X is of no form that is known, or a parameter is wrong.
         """
         self._validate_params()
-        if (known := self._known_rows(X)) is not None:
+        question = question_of(self, self._store(), make=True)
+        known, items = self._known_rows(X, question)
+        if known is not None:
             return known
-        extraction = self._extraction(self._items(X, reset=False))
+        extraction = self._extraction(items)
         features = np.empty((len(extraction.items), *extraction.recipe.plan.shape), dtype=np.float32)
         with closing(extraction.iter_blocks()) as blocks:
             for block in blocks:
                 features[block.start : block.stop] = block.rows
-        remember(self, extraction)
+        remember(question, self, extraction)
         return features
 
     def warm(self, X: Any, layers: Any = None) -> PretrainedFeatureExtractor:
@@ -332,13 +339,24 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         if spec.backbone.named:
             self._plan(self._architecture(spec))
 
-    def _known_rows(self, X: Any) -> np.ndarray | None:
-        """All features, where they can be had without loading torch and torchvision."""
-        store = resolve_store(self.cache)
-        remembered = recall(self, store)
-        if store is None or remembered is None:
+    def _store(self) -> FeatureStore | None:
+        """Where features are kept; None also where it cannot be told, which is an error later."""
+        try:
+            return resolve_store(self.cache)
+        except (RuntimeError, OSError, ValueError):
             return None
-        return remembered.rows(self._items(X, reset=False, in_full=True), store, self.n_jobs)
+
+    def _known_rows(self, X: Any, question: str | None) -> tuple[np.ndarray | None, Items]:
+        """All features, where they can be had without loading torch and torchvision; and X as items."""
+        store = self._store()
+        remembered = recall(question, store)
+        if store is None or remembered is None:
+            return None, self._items(X, reset=False)
+        items = self._items(X, reset=False, in_full=True)
+        known = remembered.rows(items, store, n_threads(self.n_jobs, cpu_count()))
+        if known is None and self.decode != "exact":
+            items = items.read_at(self._short_side())
+        return known, items
 
     def _width(self) -> tuple[int, ...]:
         return self._plan(self._architecture(self._spec())).shape

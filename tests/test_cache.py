@@ -286,6 +286,26 @@ def test_folder_changed_while_a_file_is_read_teaches_nothing_wrong(
     assert relative_difference(cached.transform([tmp_path / "a" / "x.png"]), expected) < 1e-5
 
 
+def test_twin_of_a_file_that_changes_keeps_its_own_features(
+    cached: PretrainedFeatureExtractor, tmp_path: Path, monkeypatch
+) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for path, image in zip(paths, IMAGES[[0, 0, 1, 0]], strict=True):
+        Image.fromarray(image).save(path)
+    load = PathItem.load_with_digests
+
+    def load_late(self: PathItem, *seeds: int) -> tuple:
+        if Path(self.path) == paths[0]:
+            Image.fromarray(IMAGES[2]).save(paths[0])  # after its digest was made
+        return load(self, *seeds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PathItem, "load_with_digests", load_late)
+        found = cached.transform(paths)
+    assert relative_difference(found, PLAIN.transform(IMAGES[[2, 0, 1, 0]])) < 1e-5
+    assert relative_difference(cached.transform(paths), PLAIN.transform(IMAGES[[2, 0, 1, 0]])) < 1e-5
+
+
 def test_memory_of_files_is_bounded() -> None:
     few = Memory()
     few.add_files(1, {str(i): (b"state", b"digest") for i in range(MOST_FILES)})

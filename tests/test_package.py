@@ -19,6 +19,7 @@ FLOORS = [
     "exceptions",
     "locks",
     "randomness",
+    "threads",
     "writing",
     "images",
     "store",

@@ -15,11 +15,13 @@ import pytest
 import torch
 from pictures import encode
 from safetensors.torch import save_file
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from featx import FeatureStore, PretrainedFeatureExtractor
 from featx.activations import remembered
+from featx.activations.engine import Recipe
 from featx.exceptions import LayerError, WeightsError
 
 RNG = np.random.default_rng(0)
@@ -180,6 +182,62 @@ def test_damaged_answer_is_none(photos: list[str], tmp_path: Path, short_ways: l
     assert index.database.write(damage) == 1
     np.testing.assert_array_equal(extractor.transform(photos), first)
     assert short_ways == []
+
+
+def test_parameters_or_weights_that_change_during_a_call_leave_no_answer(
+    photos: list[str], tmp_path: Path, short_ways: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    save_weights(weights, 0)
+    extractor = PretrainedFeatureExtractor("featx_micro", layers=0, weights=weights, cache=tmp_path / "store")
+    parts = Recipe._parts
+    changes = [lambda: extractor.set_params(layers=1), lambda: save_weights(weights, 1), weights.unlink]
+    for change in changes:
+
+        def changing(self: Any, *given: Any, change: Any = change) -> Any:
+            change()
+            return parts(self, *given)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Recipe, "_parts", changing)
+            extractor.transform(photos[:4])
+        found = short_ways.copy()
+        if weights.exists():
+            wanted = clone(extractor).set_params(cache=None).transform(photos[:4])
+            np.testing.assert_allclose(extractor.transform(photos[:4]), wanted, rtol=0, atol=1e-5 * wanted.max())
+            assert short_ways == found
+        FeatureStore(tmp_path / "store").clear()
+    with pytest.raises(WeightsError, match="existing"):
+        extractor.transform(photos[:4])
+
+
+def test_clones_with_seeds_of_their_own_share_an_answer(
+    photos: list[str], tmp_path: Path, short_ways: list[bool]
+) -> None:
+    for seed in range(3):
+        PretrainedFeatureExtractor("featx_micro", random_state=seed, cache=tmp_path / "store").transform(photos)
+    assert short_ways == [True, True]
+
+
+def test_class_of_ones_own_goes_the_long_way(photos: list[str], tmp_path: Path, short_ways: list[bool]) -> None:
+    class Doubled(PretrainedFeatureExtractor):
+        def _plan(self, architecture: Any) -> Any:
+            return super()._plan(architecture)
+
+    PretrainedFeatureExtractor("featx_micro", cache=tmp_path / "store").transform(photos)
+    Doubled("featx_micro", cache=tmp_path / "store").transform(photos)
+    assert short_ways == []
+
+
+def test_new_rows_are_validated_once(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    import pandas as pd
+
+    X = RNG.integers(0, 256, size=(6, 48)).astype(np.uint8)
+    extractor = PretrainedFeatureExtractor("featx_micro", image_shape=(4, 4, 3), cache=tmp_path / "store")
+    extractor.fit(pd.DataFrame(X).rename(columns="p{}".format)).transform(pd.DataFrame(X).rename(columns="p{}".format))
+    with pytest.warns(UserWarning, match="feature names") as told:
+        extractor.transform(X[::-1] // 2)
+    assert len(told) == 1
 
 
 WARM = """

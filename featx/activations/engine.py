@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from featx import threads
 from featx.activations.plan import FeaturePlan, Slot
 from featx.activations.pooling import pool_together
 from featx.activations.taps import read
@@ -209,11 +210,7 @@ def check_rows(layer: Layer, part: torch.Tensor, n: int) -> None:
 
 def n_threads(n_jobs: int | None) -> int:
     """Decoding threads: as many as torch uses for None, otherwise joblib's reading of ``n_jobs``."""
-    if n_jobs is None:
-        return torch.get_num_threads()
-    from joblib import cpu_count
-
-    return n_jobs if n_jobs > 0 else max(1, cpu_count() + 1 + n_jobs)
+    return threads.n_threads(n_jobs, torch.get_num_threads())
 
 
 def resolve_device(device: str | None) -> str:

@@ -164,6 +164,8 @@ class KeptRecipe:
             self.session.release(lookup.digests_of(unkept))
             for row, error in computed.errors.items():
                 lookup.fail(row, error)
+            for row in changed.intersection(computed.rows):
+                lookup.part(row)
 
 
 class _Watched(ItemsView):
@@ -227,6 +229,15 @@ class _Lookup:
 
     def digests_of(self, rows: Sequence[int]) -> list[bytes]:
         return [self.digests[self.places[row]] for row in rows]
+
+    def part(self, row: int) -> None:
+        """A place of its own for the row that was computed, of which others are no twins any more; theirs stays."""
+        place = int(self.places[row])
+        twins = [twin for twin in np.flatnonzero(self.places == place).tolist() if twin != row]
+        if twins:
+            self.places[row], self.rows[place] = len(self.rows), twins[0]
+            self.rows.append(row)
+            self.parts[:] = [np.concatenate([part, part[place : place + 1]]) for part in self.parts]
 
     def fail(self, row: int, error: ImageError) -> None:
         """Record that an image cannot be read, for all rows that it stands in."""

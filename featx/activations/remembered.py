@@ -2,7 +2,8 @@
 
 Loading both takes longer than everything else that a process does whose images are all known. A call whose
 parameters are plain (a named network, no callables) leaves beside the rows what it found out with their help: the
-recipe's description and the columns to read. Parameters, versions and the content of the weights file are the key.
+recipe's description and the columns to read. Parameters, versions and the content of the weights file are the
+question that this answers. (Pillow images need torchvision all the same, for the digests of their pixels.)
 """
 
 from __future__ import annotations
@@ -10,20 +11,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from numbers import Integral
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from joblib import effective_n_jobs
+import xxhash
 
 from featx._version import __version__
 from featx.activations.joining import normalised, side_by_side
-from featx.exceptions import FeatxError
+from featx.exceptions import FeatxError, StoreError
 from featx.images.sources import Items
 from featx.store import Column, FeatureStore, Session
 
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 # What decides features or their layout, apart from the weights.
 _PARAMETERS = ("backbone", "layers", "pooling", "grid", "normalize", "preprocess", "image_size", "decode", "max_pixels")
 _LIBRARIES = {"torch": "torch", "torchvision": "torchvision", "pillow": "PIL"}  # by distribution
-# Images looked up first, and then at a time: whoever has new ones should not look up many before that shows.
-_FIRST_ROWS, _MOST_ROWS = 64, 4096
+# Images looked up first, and then at a time within some memory: new ones should show before many were looked up.
+_FIRST_ROWS, _MOST_ROWS, _MOST_BYTES = 64, 4096, 2**28
 
-_left: set[tuple[str, str, int]] = set()  # by this process: store, question, time of the weights file's last change
+_left: set[tuple[str, str]] = set()  # by this process: store and question
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,8 @@ class Remembered:
     def of(cls, extraction: Extraction, description: str) -> Remembered:
         """What a call has found out."""
         plan = extraction.recipe.plan
-        return cls(
-            description,
-            tuple(slot.column for slot in plan.slots),
-            tuple(slot.shape for slot in plan.slots),
-            plan.normalize,
-        )
+        columns, shapes = zip(*((slot.column, slot.shape) for slot in plan.slots), strict=True)
+        return cls(description, columns, shapes, plan.normalize)
 
     @classmethod
     def parse(cls, text: bytes) -> Remembered:
@@ -79,14 +75,13 @@ class Remembered:
         """As JSON."""
         return json.dumps([self.description, self.columns, self.shapes, self.normalize]).encode()
 
-    def rows(self, items: Items, store: FeatureStore, n_jobs: int | None) -> np.ndarray | None:
+    def rows(self, items: Items, store: FeatureStore, n_threads: int) -> np.ndarray | None:
         """Features of all items, of shape (n, ...); None where a single one is unknown."""
-        session, n_threads = Session(store), effective_n_jobs(n_jobs or -1)
+        session, found, stop = Session(store), None, 0
         session.open_recipe(self.description)
-        found = None
-        stop = 0
+        most = min(_MOST_ROWS, max(1, _MOST_BYTES // (4 * sum(column.width for column in self.columns))))
         while stop < len(items):
-            start, stop = stop, min(len(items), stop + (_MOST_ROWS if stop else _FIRST_ROWS))
+            start, stop = stop, min(len(items), stop + (most if stop else min(most, _FIRST_ROWS)))
             some = self._known(items[start:stop], session, n_threads)
             if some is None:
                 return None
@@ -96,97 +91,123 @@ class Remembered:
         return found
 
     def _known(self, items: Items, session: Session, n_threads: int) -> np.ndarray | None:
-        digests = [digest for digest in session.digests(items, n_threads) if isinstance(digest, bytes)]
-        if len(digests) < len(items):  # something cannot be read
+        digests = session.digests(items, n_threads)
+        place_of: dict[bytes, int] = {}
+        places = [place_of.setdefault(digest, len(place_of)) for digest in digests if isinstance(digest, bytes)]
+        if len(places) < len(items):  # something cannot be read
             return None
-        parts = [np.empty((len(items), column.width), dtype=np.float32) for column in self.columns]
-        if not session.fill(digests, self.columns, parts, np.arange(len(items))).all():
+        parts = [np.empty((len(place_of), column.width), dtype=np.float32) for column in self.columns]
+        if not session.fill([*place_of], self.columns, parts, np.arange(len(place_of))).all():
             return None
-        return side_by_side(
-            [
-                normalised(part.reshape(-1, *shape), self.normalize)
-                for part, shape in zip(parts, self.shapes, strict=True)
-            ]
-        )
+        shaped = [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        rows = side_by_side([normalised(part, self.normalize) for part in shaped])
+        return rows if len(place_of) == len(items) else rows[places]
 
 
-def recall(estimator: Any, store: FeatureStore | None) -> Remembered | None:
-    """What an earlier process left for these parameters.
+def question_of(estimator: Any, store: FeatureStore | None, *, make: bool) -> str | None:
+    """All that an answer depends on; None where there is no store, or where words do not say it.
 
-    None where it left nothing, where parameters are not plain, or where torchvision is loaded: nothing is saved then.
+    ``make`` lets the store be made, which a digest of the weights file needs.
     """
-    if store is None or not _saves_time() or estimator.verbose:  # a progress bar is drawn by those who do the work
+    try:
+        if store is None or not _is_plain(estimator):
+            return None
+        return f"{_parameters(estimator)} {_versions()} {_as_loaded()} {_content(estimator.weights, store, make)}"
+    except Exception:  # whatever is wrong with the parameters or the disk: the long way says it better
         return None
-    if (question := _question(estimator)) is None:
+
+
+def recall(question: str | None, store: FeatureStore | None) -> Remembered | None:
+    """What an earlier process left; None also where torchvision is loaded, since nothing is saved then."""
+    if store is None or question is None or not _saves_time():
         return None
     try:
         opened = store._existing()
-        if opened is None:
-            return None
-        text = opened.index.answer(_with_weights(question, estimator, opened.index.digest_of_file))
+        text = None if opened is None else opened.index.answer(question)
         return None if text is None else Remembered.parse(text)
     except (FeatxError, OSError, ValueError, TypeError):  # all that is lost is time
         return None
 
 
-def remember(estimator: Any, extraction: Extraction) -> None:
-    """Leave for later processes what a call has found out, once per process."""
-    question = _question(estimator)
-    if extraction.store is None or question is None:
+def remember(question: str | None, estimator: Any, extraction: Extraction) -> None:
+    """Leave for later processes what a call has found out, once per process.
+
+    ``question`` is that of before the call: nothing is left where the parameters or the weights changed during it.
+    """
+    store = extraction.store
+    if store is None or question is None or (store.path, question) in _left:
         return
-    key = (extraction.store.path, question, _changed_ns(estimator.weights))
-    if key in _left:
-        return
-    session = Session(extraction.store)
-    description = extraction.description(session)
-    if description is not None:
-        asked = _with_weights(question, estimator, session.digest_of_file)
-        session.leave_answer(asked, Remembered.of(extraction, description).text())
-    _left.add(key)
+    with suppress(FeatxError, OSError):  # a weights file that is gone by now
+        session = Session(store)
+        description = extraction.description(session)
+        if description is not None and question_of(estimator, store, make=True) == question:
+            session.leave_answer(question, Remembered.of(extraction, description).text())
+    _left.add((store.path, question))
 
 
 def _saves_time() -> bool:
     return "torchvision" not in sys.modules
 
 
-def _question(estimator: Any) -> str | None:
-    """All that the answer depends on, apart from the content of a weights file; None where words do not say it."""
-    values = {name: getattr(estimator, name) for name in _PARAMETERS}
-    named = isinstance(values["backbone"], str) and not values["backbone"].startswith("timm/")
-    plain = isinstance(values["preprocess"], str) and not values["preprocess"].startswith("timm/")
-    one_layer = isinstance(values["layers"], str | Integral) and values["layers"] != "all"
-    several_maps = values["pooling"] == "map" and not one_layer
-    if not named or not plain or several_maps or estimator.device not in (None, "cpu"):
-        return None
-    if estimator.storage_options is not None:  # a digest of what lies elsewhere is a download, which is not made twice
-        return None
-    seed = estimator.random_state if isinstance(estimator.random_state, Integral) else 0
-    truncated = getattr(sys.modules.get("PIL.ImageFile"), "LOAD_TRUNCATED_IMAGES", False)
-    layers = values.pop("layers")
-    values["layers"] = layers if isinstance(layers, str) else np.asarray(layers, dtype=object).tolist()
-    weights = None if estimator.weights is None else os.fspath(estimator.weights)
-    values |= {"weights": weights, "precision": estimator.precision, "seed": int(seed)}
-    return repr((sorted(values.items()), truncated, _versions(), _as_loaded()))
+def _is_plain(estimator: Any) -> bool:
+    of_ours = type(estimator).__module__.partition(".")[0] == "featx"
+    names = (estimator.backbone, estimator.preprocess)
+    named = all(isinstance(name, str) and not name.startswith("timm/") for name in names)
+    one_layer = isinstance(estimator.layers, str | Integral) and estimator.layers != "all"
+    several_maps = estimator.pooling == "map" and not one_layer
+    # A digest of what lies elsewhere is a download, which is not made twice. Who shows progress does the work.
+    near = estimator.storage_options is None and estimator.device in (None, "cpu") and not estimator.verbose
+    return of_ours and named and near and not several_maps
 
 
-def _with_weights(question: str, estimator: Any, digest_of_file: Callable[[str], bytes]) -> str:
-    if estimator.weights is None or not os.path.isfile(estimator.weights):
-        return question
-    return f"{question} {digest_of_file(os.fspath(estimator.weights)).hex()}"
+def _parameters(estimator: Any) -> str:
+    values = {name: getattr(estimator, name) for name in _PARAMETERS} | {"precision": estimator.precision}
+    if not isinstance(values["layers"], str):
+        values["layers"] = np.asarray(values["layers"], dtype=object).tolist()
+    drawn = estimator.weights is None and isinstance(estimator.random_state, Integral)
+    values["seed"] = int(estimator.random_state) if drawn else 0
+    values["truncated"] = getattr(sys.modules.get("PIL.ImageFile"), "LOAD_TRUNCATED_IMAGES", False)
+    return repr(sorted(values.items()))
 
 
-def _changed_ns(weights: Any) -> int:
-    try:
-        return 0 if weights is None else os.stat(weights).st_mtime_ns
-    except OSError:  # published weights, which are no file here
-        return 0
+def _content(weights: Any, store: FeatureStore, make: bool) -> str:
+    """The name of published weights, or the content of a file.
+
+    Raises
+    ------
+    FeatxError, OSError
+        The file cannot be read, or there is no store yet.
+    """
+    name = None if weights is None else os.fspath(weights)
+    if name is None or "." not in name:
+        return repr(name)
+    opened = store._open() if make else store._existing()
+    if opened is None:
+        raise StoreError("there is none yet")
+    return f"{name!r} {opened.index.digest_of_file(name).hex()}"
 
 
 @lru_cache
 def _versions() -> str:
-    """Installed versions, without importing what they are of; featx's own also by the time of its last change."""
-    newest = max(path.stat().st_mtime_ns for path in Path(__file__).parents[1].rglob("*.py"))
-    return f"featx {__version__} {newest} " + " ".join(f"{name} {_installed(name)}" for name in _LIBRARIES)
+    """Installed versions, without importing what they are of."""
+    return f"featx {__version__} {_PACKAGE} {' '.join(f'{name} {_installed(name)}' for name in _LIBRARIES)}"
+
+
+def _state_of_package() -> str:
+    """What changes when a file of featx does: a checkout is edited without a new version."""
+    hasher = xxhash.xxh3_64()
+    for folder, _, names in sorted(os.walk(os.path.dirname(os.path.dirname(__file__)))):
+        for name in sorted(names):
+            if name.endswith((".py", ".safetensors")):
+                try:
+                    status = os.stat(os.path.join(folder, name))
+                except OSError:  # a link to nowhere, as editors make
+                    continue
+                hasher.update(f"{folder}/{name} {status.st_size} {status.st_mtime_ns}\0".encode(errors="replace"))
+    return hasher.hexdigest()
+
+
+_PACKAGE = _state_of_package()  # of the code that is being loaded
 
 
 def _installed(name: str) -> str:

@@ -74,6 +74,10 @@ class Items(Sequence[Item]):
         """Some of the items, in the order asked for."""
         return Items(self._elements, [self._rows[row] for row in rows], **self._options)
 
+    def read_at(self, short_side: int | None) -> Items:
+        """The same, encoded images at another scale."""
+        return Items(self._elements, self._rows, **(self._options | {"short_side": short_side}))
+
     def load(self, row: int) -> torch.Tensor:
         """Pixels of one item.
 
