@@ -15,6 +15,7 @@ from sklearn.callback import with_callbacks
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _check_feature_names_in
 
+from featx.activations import remembered
 from featx.activations.remembered import question_of, recall, remember
 from featx.base import NetworkEstimator
 from featx.images.sources import MAX_PIXELS, Items
@@ -222,10 +223,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
             note_columns(self, X)
         else:
             self._items(X, reset=True)
-        store = self._store()
-        if (
-            recall(question_of(self, store, make=False), store) is None
-        ):  # no call with these parameters went well before
+        if not self._went_well_before():
             self._check_network()
         context.call_on_fit_task_end(estimator=self, X=X, y=y, reconstruction_attributes=dict)
         return self
@@ -339,6 +337,11 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         if spec.backbone.named:
             self._plan(self._architecture(spec))
 
+    def _went_well_before(self) -> bool:
+        """Whether another process found nothing wrong with these parameters, and torch can be left alone."""
+        store = self._store()
+        return remembered.saves_time() and recall(question_of(self, store, make=False), store) is not None
+
     def _store(self) -> FeatureStore | None:
         """Where features are kept; None also where it cannot be told, which is an error later."""
         try:
@@ -349,11 +352,11 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
     def _known_rows(self, X: Any, question: str | None) -> tuple[np.ndarray | None, Items]:
         """All features, where they can be had without loading torch and torchvision; and X as items."""
         store = self._store()
-        remembered = recall(question, store)
-        if store is None or remembered is None:
+        answer = recall(question, store)
+        if store is None or answer is None:
             return None, self._items(X, reset=False)
         items = self._items(X, reset=False, in_full=True)
-        known = remembered.rows(items, store, n_threads(self.n_jobs, cpu_count()))
+        known = answer.rows(items, store, n_threads(self.n_jobs, cpu_count()))
         if known is None and self.decode != "exact":
             items = items.read_at(self._short_side())
         return known, items

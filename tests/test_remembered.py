@@ -30,7 +30,7 @@ RNG = np.random.default_rng(0)
 @pytest.fixture(autouse=True)
 def as_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a process does that has not loaded torchvision yet; of what others left it knows nothing."""
-    monkeypatch.setattr(remembered, "_saves_time", lambda: True)
+    monkeypatch.setattr(remembered, "saves_time", lambda: True)
     monkeypatch.setattr(remembered, "_left", set())
 
 

@@ -119,7 +119,7 @@ def question_of(estimator: Any, store: FeatureStore | None, *, make: bool) -> st
 
 def recall(question: str | None, store: FeatureStore | None) -> Remembered | None:
     """What an earlier process left; None also where torchvision is loaded, since nothing is saved then."""
-    if store is None or question is None or not _saves_time():
+    if store is None or question is None or not saves_time():
         return None
     try:
         opened = store._existing()
@@ -145,7 +145,8 @@ def remember(question: str | None, estimator: Any, extraction: Extraction) -> No
     _left.add((store.path, question))
 
 
-def _saves_time() -> bool:
+def saves_time() -> bool:
+    """Whether there is something to save: torchvision takes its time where it is first loaded."""
     return "torchvision" not in sys.modules
 
 
@@ -210,6 +211,7 @@ def _state_of_package() -> str:
 _PACKAGE = _state_of_package()  # of the code that is being loaded
 
 
+@lru_cache
 def _installed(name: str) -> str:
     try:
         return version(name)
