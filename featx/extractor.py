@@ -16,7 +16,6 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _check_feature_names_in
 
 from featx.activations import remembered
-from featx.activations.remembered import question_of, recall, remember
 from featx.base import NetworkEstimator
 from featx.images.sources import MAX_PIXELS, Items
 from featx.lazy import LazyTransformMixin, is_lazy, note_columns
@@ -253,8 +252,9 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
             X is of no form that is known, or a parameter is wrong.
         """
         self._validate_params()
-        question = question_of(self, self._store(), make=True)
-        known, items = self._known_rows(X, question)
+        store = self._store()
+        question = remembered.question_of(self, store, make=True)
+        known, items = self._known_rows(X, store, question)
         if known is not None:
             return known
         extraction = self._extraction(items)
@@ -262,7 +262,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         with closing(extraction.iter_blocks()) as blocks:
             for block in blocks:
                 features[block.start : block.stop] = block.rows
-        remember(question, self, extraction)
+        remembered.remember(question, self, extraction)
         return features
 
     def warm(self, X: Any, layers: Any = None) -> PretrainedFeatureExtractor:
@@ -339,8 +339,10 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
 
     def _went_well_before(self) -> bool:
         """Whether another process found nothing wrong with these parameters, and torch can be left alone."""
+        if not remembered.saves_time():
+            return False
         store = self._store()
-        return remembered.saves_time() and recall(question_of(self, store, make=False), store) is not None
+        return remembered.recall(remembered.question_of(self, store, make=False), store) is not None
 
     def _store(self) -> FeatureStore | None:
         """Where features are kept; None also where it cannot be told, which is an error later."""
@@ -349,10 +351,9 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         except (RuntimeError, OSError, ValueError):
             return None
 
-    def _known_rows(self, X: Any, question: str | None) -> tuple[np.ndarray | None, Items]:
+    def _known_rows(self, X: Any, store: FeatureStore | None, question: str | None) -> tuple[np.ndarray | None, Items]:
         """All features, where they can be had without loading torch and torchvision; and X as items."""
-        store = self._store()
-        answer = recall(question, store)
+        answer = remembered.recall(question, store)
         if store is None or answer is None:
             return None, self._items(X, reset=False)
         items = self._items(X, reset=False, in_full=True)

@@ -580,17 +580,24 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, dict[str, Any
     server.stop()
 
 
+def upload(files: Any, photos: list[str]) -> list[str]:
+    """URLs of photos in a bucket."""
+    urls = [f"s3://bucket/photos/{os.path.basename(path)}" for path in photos]
+    for path, url in zip(photos, urls, strict=True):
+        files.pipe_file(url, Path(path).read_bytes())
+    return urls
+
+
 def test_buckets_are_read_and_written(
     bucket: tuple[Any, dict[str, Any]], photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files, options = bucket
-    for path in photos:
-        files.pipe_file(f"bucket/photos/{os.path.basename(path)}", Path(path).read_bytes())
+    urls = upload(files, photos)
     arguments = MICRO, "s3://bucket/photos/*.jpg", "s3://bucket/out"
     done = extract(*arguments, shard_size=16, storage_options=options)
     assert (done.n_computed, done.n_errors) == (4, 0)
     found = rows_in("bucket/out", files)
-    assert found["path"].tolist() == [f"s3://bucket/photos/{os.path.basename(path)}" for path in photos]
+    assert found["path"].tolist() == urls
     check_complete(found.assign(path=photos), photos)
     shards = sorted(name for name in files.ls("bucket/out", detail=False) if "part-" in name)
     files.rm(shards[2])
@@ -618,8 +625,7 @@ def test_expired_credentials_end_the_run_and_mark_no_item(
     import s3fs
 
     files, options = bucket
-    for path in photos:
-        files.pipe_file(f"bucket/photos/{os.path.basename(path)}", Path(path).read_bytes())
+    urls = upload(files, photos)
 
     def forbidden(url: str, _: Any) -> bytes:
         error = RuntimeError("Invalid Credentials")  # as gcsfs says it
@@ -634,7 +640,6 @@ def test_expired_credentials_end_the_run_and_mark_no_item(
             fetch("https://host/photo.jpg", {})
         assert not isinstance(told.value, Unreachable)
     cat = s3fs.S3FileSystem._cat_file
-    urls = [f"s3://bucket/photos/{os.path.basename(path)}" for path in photos]
 
     async def refused(self: Any, path: str, **given: Any) -> bytes:
         if path.endswith("020.jpg"):

@@ -18,10 +18,7 @@ from featx.backbones.networks import Network
 from featx.exceptions import ImageError, LayerError
 from featx.images.sources import Items
 from featx.images.view import ItemsView
-from featx.store import Column, Session
-
-# Rows looked up at once: enough to make a look-up cheap per row, within this much memory.
-_MOST_ROWS, _MOST_BYTES = 4096, 2**28
+from featx.store import MOST_ROWS, Column, Session, rows_in_memory
 
 
 class KeptRecipe:
@@ -60,7 +57,7 @@ class KeptRecipe:
         self._columns = [slot.column for slot in slots]
         self._kept: tuple[Slot, ...] | None = None
 
-    def iter_blocks(self, items: Items, most_rows: int = _MOST_ROWS) -> Generator[Block]:
+    def iter_blocks(self, items: Items, most_rows: int = MOST_ROWS) -> Generator[Block]:
         """Yield the features of the items in order, in blocks of at most ``most_rows``."""
         for start, lookup in self._lookups(items, most_rows):
             rows = np.full((len(lookup.places), *self.recipe.plan.shape), np.nan, dtype=np.float32)
@@ -72,12 +69,11 @@ class KeptRecipe:
 
     def warm(self, items: Items) -> list[ImageError]:
         """Make sure that the rows are known, without returning them; the errors of unreadable images."""
-        lookups = self._lookups(items, _MOST_ROWS)
+        lookups = self._lookups(items, MOST_ROWS)
         return [error for _, lookup in lookups for _, error in sorted(lookup.errors.items())]
 
     def _lookups(self, items: Items, most_rows: int) -> Iterator[tuple[int, _Lookup]]:
-        row_bytes = 4 * sum(column.width for column in self._columns)
-        step = min(most_rows, max(self.batch_size, _MOST_BYTES // row_bytes))
+        step = min(most_rows, max(self.batch_size, rows_in_memory(self._columns)))
         for start in range(0, len(items), step):
             part = items[start : start + step]
             lookup = _Lookup.of(part, self.session.digests(part, n_threads(self.n_jobs)), self._columns)
@@ -165,7 +161,7 @@ class KeptRecipe:
             for row, error in computed.errors.items():
                 lookup.fail(row, error)
             for row in changed.intersection(computed.rows):
-                lookup.part(row)
+                lookup.split_off(row)
 
 
 class _Watched(ItemsView):
@@ -230,7 +226,7 @@ class _Lookup:
     def digests_of(self, rows: Sequence[int]) -> list[bytes]:
         return [self.digests[self.places[row]] for row in rows]
 
-    def part(self, row: int) -> None:
+    def split_off(self, row: int) -> None:
         """A place of its own for the row that was computed, of which others are no twins any more; theirs stays."""
         place = int(self.places[row])
         twins = [twin for twin in np.flatnonzero(self.places == place).tolist() if twin != row]

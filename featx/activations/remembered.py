@@ -25,7 +25,7 @@ from featx._version import __version__
 from featx.activations.joining import normalised, side_by_side
 from featx.exceptions import FeatxError, StoreError
 from featx.images.sources import Items
-from featx.store import Column, FeatureStore, Session
+from featx.store import MOST_ROWS, Column, FeatureStore, Session, rows_in_memory
 
 if TYPE_CHECKING:
     from featx.activations.extraction import Extraction
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 # What decides features or their layout, apart from the weights.
 _PARAMETERS = ("backbone", "layers", "pooling", "grid", "normalize", "preprocess", "image_size", "decode", "max_pixels")
 _LIBRARIES = {"torch": "torch", "torchvision": "torchvision", "pillow": "PIL"}  # by distribution
-# Images looked up first, and then at a time within some memory: new ones should show before many were looked up.
-_FIRST_ROWS, _MOST_ROWS, _MOST_BYTES = 64, 4096, 2**28
+_FIRST_ROWS = 64  # looked up: new images should show before many were
 
 _left: set[tuple[str, str]] = set()  # by this process: store and question
 
@@ -79,7 +78,7 @@ class Remembered:
         """Features of all items, of shape (n, ...); None where a single one is unknown."""
         session, found, stop = Session(store), None, 0
         session.open_recipe(self.description)
-        most = min(_MOST_ROWS, max(1, _MOST_BYTES // (4 * sum(column.width for column in self.columns))))
+        most = min(MOST_ROWS, rows_in_memory(self.columns))
         while stop < len(items):
             start, stop = stop, min(len(items), stop + (most if stop else min(most, _FIRST_ROWS)))
             some = self._known(items[start:stop], session, n_threads)

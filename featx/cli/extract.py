@@ -121,9 +121,8 @@ def _extract_shards(
         raise click.ClickException('Shards need pyarrow. Run pip install "featx[cli]".') from error
     from featx.distributed import extract as extract_shards
 
-    absolute = [os.path.abspath(path) for path in paths]  # workers may stand elsewhere
     with connecting as client:
-        extract_shards(extractor, absolute, output, client=client, shard_size=shard_size)
+        extract_shards(extractor, paths, output, client=client, shard_size=shard_size)
     there = pyarrow.dataset.dataset(sorted(output.glob("part-*.parquet")), format="parquet")
     broken = there.to_table(columns=["path", "error"], filter=pyarrow.dataset.field("error").is_valid())
     console.leave_out(Broken(os.path.relpath(row["path"]), row["error"]) for row in broken.to_pylist())

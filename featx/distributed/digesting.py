@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +10,7 @@ from featx.exceptions import ImageError, UnreadableImage
 from featx.images.items import PathItem
 from featx.images.sources import Items
 from featx.images.view import ItemsView
+from featx.store.index import digest_or_error
 
 if TYPE_CHECKING:
     import torch
@@ -60,17 +60,9 @@ class DigestingItems(ItemsView):
 
     def digest_all(self, rows: Sequence[int], n_threads: int) -> dict[int, ImageError]:
         """Note the digests of some items; the errors of those that cannot be read."""
-
-        def error_of(row: int) -> ImageError | None:
-            try:
-                self.digest(row)
-            except ImageError as error:
-                return error
-            return None
-
         with ThreadPoolExecutor(n_threads) as pool:
-            found = zip(rows, pool.map(error_of, rows), strict=True)
-            return {row: error for row, error in found if error is not None}
+            found = zip(rows, pool.map(lambda row: digest_or_error(self, row, 0), rows), strict=True)
+            return {row: error for row, error in found if isinstance(error, ImageError)}
 
     def _noting(self, row: int, read: Callable[[PathItem], tuple[T, tuple[bytes, ...]]]) -> T:
         item = self._items[row]
@@ -81,12 +73,3 @@ class DigestingItems(ItemsView):
             self._items._fail(row, item, error)
         self.digests[self.original_row(row)] = plain.hex()
         return value
-
-
-def state_of(path: str) -> tuple[int, ...] | None:
-    """What shows that a local file has changed; None where nothing does."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):  # no local file, or none any more
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -12,12 +12,13 @@ import numpy as np
 
 from featx.activations.engine import n_threads
 from featx.activations.keys import describe_recipe
-from featx.distributed.digesting import DigestingItems, state_of
+from featx.distributed.digesting import DigestingItems
 from featx.distributed.folder import Folder
 from featx.exceptions import FeatxError, ImageError
 from featx.images.items import PathItem
 from featx.images.loading import load_tile
 from featx.images.remote import Unreachable, is_url
+from featx.store.index import state_of
 
 if TYPE_CHECKING:
     from featx.activations.extraction import Extraction

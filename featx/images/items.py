@@ -86,7 +86,7 @@ class PathItem:
 
     def digest(self, seed: int = 0) -> bytes:
         """Digest of the file's bytes."""
-        return _digest(seed, "file", self._read())
+        return self.digests(seed)[0]
 
     def digests(self, *seeds: int) -> tuple[bytes, ...]:
         """Digests of the file's bytes under several seeds, read once."""

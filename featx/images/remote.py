@@ -17,7 +17,6 @@ _TIMEOUT = 60.0  # seconds, of one try
 _BUSY = {408, 425, 429}  # HTTP's own words for "later"
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError, ValueError, TypeError)
 
-
 #: Stores of objects, each of which is there when all of it is, also where it travels in parts.
 BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss"})
 

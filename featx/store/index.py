@@ -190,6 +190,12 @@ class _File(NamedTuple):
     seen_ns: int
 
 
+def state_of(path: str) -> bytes | None:
+    """What shows that a local file has changed; None for what is no file."""
+    status = _status(path)
+    return None if status is None else _state(status)
+
+
 def _status(path: str) -> os.stat_result | None:
     """None for what is no file: its own error says it better."""
     try:
@@ -215,8 +221,7 @@ def _is_settled(file: _File) -> bool:
     """Whether its last change was long ago when it was looked at, and it has not changed while it was read."""
     if file.seen_ns - file.changed_ns < TRUST_AFTER_S * 1e9:
         return False
-    status = _status(file.path)
-    return status is not None and _state(status) == file.state
+    return state_of(file.path) == file.state
 
 
 def _state(status: os.stat_result) -> bytes:

@@ -27,8 +27,15 @@ T = TypeVar("T")
 
 #: Seconds between two looks at what others are computing.
 POLL_S = 0.05
+# Rows looked up at once: enough to make a look-up cheap per row, within this much memory.
+MOST_ROWS, _MOST_BYTES = 4096, 2**28
 _SHARE_AT_ONCE = 0.1  # of max_size, so that room can be made for it
 _INSIDE = ("featx", "sklearn", "contextlib", "joblib")
+
+
+def rows_in_memory(columns: Sequence[Column]) -> int:
+    """How many rows of some columns to have in memory at once."""
+    return max(1, _MOST_BYTES // (4 * sum(column.width for column in columns)))
 
 
 class Session:
