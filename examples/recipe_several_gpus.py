@@ -67,6 +67,12 @@ def make_network(backbone: str, weights: Path | None, n_classes: int) -> tuple[n
         else nn.Conv2d(head.in_channels, n_classes, head.kernel_size)
     )
     network.set_submodule(name, new)
+    parent = network.get_submodule(name.rpartition(".")[0])
+    children = [child for child, _ in parent.named_children()]
+    for after in children[children.index(name.rpartition(".")[2]) + 1 :]:
+        if isinstance(parent.get_submodule(after), nn.ReLU):
+            # SqueezeNet's: where all scores are negative, no gradient would come through it, and nothing be learnt.
+            parent.set_submodule(after, nn.Identity())
     return network, name
 
 

@@ -13,8 +13,6 @@ from featx.activations.pooling import pool, width_of
 from featx.backbones.layers import Layer
 from featx.exceptions import LayerError
 
-GENERATOR = torch.Generator().manual_seed(0)
-
 
 def layer_for(output: torch.Tensor, layout: str, prefix: int = 0, label: str = "layer") -> Layer:
     return Layer(label, label, 1, "output", tuple(output.shape), layout, prefix, 1)
@@ -35,7 +33,7 @@ def in_layout(cells: torch.Tensor, layout: str) -> tuple[torch.Tensor, Layer]:
 @pytest.mark.parametrize("grid", [1, 2])
 @pytest.mark.parametrize("pooling", ["avg", "max", "gem"])
 def test_grid_pooling_equals_its_definition_in_every_layout(pooling: str, grid: int, layout: str) -> None:
-    cells = torch.randn(2, 3, 4, 4, generator=GENERATOR)
+    cells = torch.randn(2, 3, 4, 4)
     blocks = cells.numpy().reshape(2, 3, grid, 4 // grid, grid, 4 // grid)
     expected = {
         "avg": lambda: blocks.mean((3, 5)),
@@ -48,12 +46,12 @@ def test_grid_pooling_equals_its_definition_in_every_layout(pooling: str, grid: 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC", "tokens"])
 def test_map_keeps_every_cell_in_its_place(layout: str) -> None:
-    cells = torch.randn(2, 3, 4, 4, generator=GENERATOR)
+    cells = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(pool(*in_layout(cells, layout), "map", 1), cells.permute(0, 2, 3, 1))
 
 
 def test_cls_is_the_first_token_and_flatten_holds_all_tokens() -> None:
-    tokens = torch.randn(2, 5, 3, generator=GENERATOR)
+    tokens = torch.randn(2, 5, 3)
     layer = layer_for(tokens, "tokens", prefix=1)
     torch.testing.assert_close(pool(tokens, layer, "cls", 1), tokens[:, 0])
     torch.testing.assert_close(pool(tokens, layer, "flatten", 1), tokens.flatten(1))
@@ -61,7 +59,7 @@ def test_cls_is_the_first_token_and_flatten_holds_all_tokens() -> None:
 
 @pytest.mark.parametrize("pooling", ["avg", "max", "gem", "cls", "flatten"])
 def test_vectors_pass_unchanged_and_unshared(pooling: str) -> None:
-    vector = torch.randn(2, 7, generator=GENERATOR)
+    vector = torch.randn(2, 7)
     rows = pool(vector, layer_for(vector, "vector"), pooling, 2)
     torch.testing.assert_close(rows, vector)
     vector.zero_()
@@ -93,7 +91,7 @@ def joined(plan: FeaturePlan, *outputs: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("normalize", ["l2", "signed-sqrt"])
 def test_each_layer_has_unit_length(normalize: str) -> None:
-    outputs = [torch.randn(4, channels, 3, 3, generator=GENERATOR) * 100 for channels in (3, 5)]
+    outputs = [torch.randn(4, channels, 3, 3) * 100 for channels in (3, 5)]
     layers = tuple(layer_for(output, "NCHW") for output in outputs)
     rows = joined(FeaturePlan(layers, "avg", 2, normalize), *outputs)
     for columns in (rows[:, :12], rows[:, 12:]):
@@ -113,7 +111,7 @@ def test_a_row_of_zeros_stays_zero_under_l2() -> None:
 
 
 def test_maps_of_several_layers_take_the_grid_of_the_first() -> None:
-    fine, coarse = torch.randn(2, 3, 8, 8, generator=GENERATOR), torch.ones(2, 5, 2, 2)
+    fine, coarse = torch.randn(2, 3, 8, 8), torch.ones(2, 5, 2, 2)
     plan = FeaturePlan((layer_for(fine, "NCHW"), layer_for(coarse, "NCHW")), "map", 1, None)
     maps = joined(plan, fine, coarse)
     assert maps.shape[1:] == plan.shape == (8, 8, 8)
