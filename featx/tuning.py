@@ -221,8 +221,8 @@ class TunedEstimator(NetworkEstimator):
     def _as_fitted(self) -> TunedEstimator:
         """With the parameters of the last fit, where they decide what was fitted: changed ones are for the next."""
         check_is_fitted(self)
-        fitted = copy.copy(self)  # which shares `_runtime`
-        fitted.__dict__.update(self._made_with)
+        fitted = copy.copy(self)
+        fitted.__dict__.update(self._made_with, _runtime=self._runtime)  # a copy begins without what it has built
         return fitted
 
     def _outputs(self, X: Any, *, scores: bool) -> np.ndarray:
@@ -315,9 +315,10 @@ class TunedEstimator(NetworkEstimator):
 
     def _network(self, model: Model) -> TunedNetwork:
         with _BUILDING.held():
-            network: TunedNetwork | None = self._runtime.get("network")
-            if network is None:
-                network = self._runtime["network"] = model.build(self.tensors_).network(False)
+            runtime = self._runtime
+            if runtime.get("built_for") is not model:  # another thread's images may have another shape
+                runtime["network"], runtime["built_for"] = model.build(self.tensors_).network(False), model
+            network: TunedNetwork = runtime["network"]
             return network
 
     def _source(self, items: Items, model: Model) -> Source:

@@ -40,6 +40,7 @@ from torch import nn
 from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor
 from featx.exceptions import ImageError, LayerError, OutOfMemory
 from featx.training import loop, values
+from featx.training.model import Model
 
 DIGITS = load_digits()
 X, Y = DIGITS.images[:30], DIGITS.target[:30] % 3
@@ -698,6 +699,17 @@ def test_extractor_reads_the_call_that_the_head_reads() -> None:
     fitted = FineTuneClassifier(module, layers="relu#2", image_size=16, pixel_range=(0, 16), epochs=1, random_state=0)
     fitted.fit(X, Y)
     assert relative_difference(fitted.transform(MORE), fitted.to_extractor().transform(MORE)) < 1e-5
+
+
+def test_network_is_built_once_for_all_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = classifier(freeze=-1).fit(X, Y)
+    built, build = [], Model.build
+    monkeypatch.setattr(Model, "build", lambda *arguments, **named: built.append(1) or build(*arguments, **named))
+    for call in (fitted.predict, fitted.predict_proba, fitted.transform, fitted.decision_function, fitted.predict):
+        call(MORE)
+    assert len(built) == 1
+    fitted.fit(X, Y).predict(MORE)
+    assert len(built) == 3  # what is fitted again, and what it became
 
 
 @pytest.mark.parametrize("freeze", [0, -1, "all"])
