@@ -44,7 +44,11 @@ def tuned(steps: Sequence[BaseEstimator], grid: dict[str, list[Any]], folds: Str
 def candidates(
     raw: BaseEstimator, extractor: PretrainedFeatureExtractor, grid: dict[str, list[Any]], folds: StratifiedKFold
 ) -> dict[str, GridSearchCV]:
-    """What is compared: raw pixels with two classifiers, and the network with random and with pretrained weights."""
+    """What is compared: raw pixels with two classifiers, and the network with random and with pretrained weights.
+
+    To be fitted from the last to the first: joblib replaces a worker that grows after its first task, as one that has
+    to load a network later does.
+    """
     linear = [StandardScaler(), LogisticRegression(max_iter=2000)]
     regularised = {"logisticregression__C": C_VALUES}
     searched = {f"pretrainedfeatureextractor__{name}": values for name, values in grid.items()} | regularised
@@ -87,10 +91,11 @@ def run_on_digits(n_draws: int, cache: str, per_class: int = 5) -> dict[str, lis
     for seed in tqdm(range(n_draws), desc="draws"):
         labelled, rest = draw(y, per_class, seed)
         folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-        for name, search in candidates(FunctionTransformer(), extractor, grid, folds).items():
-            search.fit(X[labelled], y[labelled])
-            scores.setdefault(name, []).append(search.score(X[rest], y[rest]))
-    print_table(scores)
+        searches = candidates(FunctionTransformer(), extractor, grid, folds)
+        for name in reversed(searches):  # the networks first, see `candidates`
+            searches[name].fit(X[labelled], y[labelled])
+            scores.setdefault(name, []).append(searches[name].score(X[rest], y[rest]))
+    print_table({name: scores[name] for name in searches})
     print("\nNext: make demo PHOTOS=folder, with one subfolder of photos per class, or examples/ and README.md.")
     return scores
 
@@ -113,12 +118,11 @@ def run_on_photos(folder: str, backbone: str, weights: str, cache: str) -> dict[
     grid = {"layers": list_layers(backbone)[-2:], "pooling": ["avg", "max"], "grid": [1]}
     scores: dict[str, list[float]] = {}
     searches = candidates(FunctionTransformer(thumbnails), extractor, grid, folds)
-    for name, search in tqdm(searches.items(), desc="models"):
-        scores[name] = [search.fit(X, y).score(held_out, truth)]
-    print_table(scores)
-    print(
-        "\nChosen on the labelled part:", {name.split("__")[-1]: value for name, value in search.best_params_.items()}
-    )
+    for name in tqdm(reversed(searches), desc="models", total=len(searches)):
+        scores[name] = [searches[name].fit(X, y).score(held_out, truth)]
+    print_table({name: scores[name] for name in searches})
+    chosen = searches[f"{backbone}, pretrained"].best_params_
+    print("\nChosen on the labelled part:", {name.split("__")[-1]: value for name, value in chosen.items()})
     print("Next: BACKBONE=resnet18 (fetches ImageNet weights once), or BACKBONE=name WEIGHTS=file.safetensors.")
     return scores
 

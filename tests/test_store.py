@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 
 from featx import FeatureStore, PretrainedFeatureExtractor
 from featx.exceptions import StoreError, StoreWarning
+from featx.store import environment
 from featx.store.environment import Database, disk_bytes
 from featx.store.index import Claims, Index
 from featx.store.memory import Memory
@@ -411,6 +413,49 @@ def test_memory_fills_what_it_knows_and_leaves_the_rest() -> None:
     out = np.full((4, 3), 7, dtype=np.float32)
     assert memory.fill("a", names, out, np.arange(4)).tolist() == [True, True, True, False]
     np.testing.assert_array_equal(out, np.concatenate([rows[:3], np.full((1, 3), 7, dtype=np.float32)]))
+
+
+def resident(file: Path) -> int:
+    """Bytes of a mapped file that count as this process's memory."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *rest = line.split()
+        if not name.endswith(":"):
+            inside = rest[-1:] == [str(file)]
+        elif inside and name == "Rss:":
+            total += 1024 * int(rest[0])
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="what is mapped is read from Linux's /proc")
+def test_what_was_read_does_not_pile_up_in_the_memory_of_the_process(shelf: Shelf, monkeypatch) -> None:
+    monkeypatch.setattr(environment, "MOST_MAPPED", 2**20)
+    wide, names = Column("wide", 4096), digests(1024)  # 16 MiB
+    rows = RNG.normal(size=(1024, 4096)).astype(np.float32)
+    shelf.put(names, {wide: rows}, [(wide,)])
+    most = 0
+    for start in range(0, 1024, 32):
+        found, out = look_up(shelf, names[start : start + 32], wide)
+        assert found.all()
+        np.testing.assert_array_equal(out, rows[start : start + 32])
+        most = max(most, resident(shelf.database.folder / "data.mdb"))
+    assert 0 < most < 6 * 2**20  # the system maps pages around those that are read
+
+
+def test_closing_disturbs_no_thread(shelf: Shelf, monkeypatch) -> None:
+    monkeypatch.setattr(environment, "MOST_MAPPED", 0)
+    names = digests(200)
+    rows = put(shelf, names)
+
+    def read(number: int) -> None:
+        order = np.random.default_rng(number).permutation(200)
+        for _ in range(100):
+            found, out = look_up(shelf, [names[i] for i in order])
+            assert found.all()
+            np.testing.assert_array_equal(out, rows[order])
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(read, range(4)))
 
 
 def test_many_databases_do_not_stay_open_at_once(tmp_path: Path) -> None:

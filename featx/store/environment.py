@@ -23,6 +23,8 @@ Operation = Callable[[lmdb.Transaction, dict[str, Any]], T]
 # Reserved addresses, not memory or disk. Where they are rationed, a smaller map is taken and grown when it is full.
 _MAP_SIZES = (1 << 40, 1 << 34, 1 << 28)
 _MOST_OPEN = 16
+#: About how many bytes of one file a process has mapped into its memory.
+MOST_MAPPED = 32 * 2**20
 _READER_SLOTS = 1024
 _ATTEMPTS = 8
 _FORK_PATIENCE_S = 5.0
@@ -86,6 +88,20 @@ class Database:
         """As `read`, with changes committed. The operation runs again where the map had to grow."""
         return self._attempt(lambda environment: environment.run(operation, write=True))
 
+    def let_go(self, n_bytes: int) -> None:
+        """Say how much was just read. After every `MOST_MAPPED` bytes it is closed, if nobody is using it.
+
+        What a process has read of a map counts as its memory, and joblib stops a worker whose memory grows by 300 MB.
+        """
+        environment = _BY_FOLDER.get(self.folder)
+        if environment is None:
+            return
+        environment.n_mapped += n_bytes
+        if environment.n_mapped > MOST_MAPPED:
+            with _REGISTRY_LOCK:
+                if _REGISTRY.get(environment.key) is environment and environment.close_if_idle():
+                    _forget(environment.key)
+
     def live_bytes(self) -> int:
         """Bytes of the pages in use, without those that were freed."""
 
@@ -129,6 +145,7 @@ class _Environment:
         self.database = database
         self._turn = threading.Condition()
         self._running = 0
+        self.n_mapped = 0  # bytes read since it was opened; threads may forget some of each other's
         self._resizing = self._closed = False
         self.lmdb, self.readonly = _open(database)
         try:

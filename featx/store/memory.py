@@ -9,8 +9,8 @@ import numpy as np
 
 from featx.locks import ForkSafeLock
 
-#: Most bytes of rows held in memory by one process.
-MOST_BYTES = 256 * 2**20
+#: Most bytes of rows held in memory by one process; joblib takes a worker that grows by 300 MB for one that leaks.
+MOST_BYTES = 192 * 2**20
 #: Most files whose digests are held; each takes about 400 bytes.
 MOST_FILES = 2**17
 

@@ -21,6 +21,8 @@ from featx.store.environment import Database
 
 _TABLES = ("rows", "used", "meta")
 _CHECK_BYTES = 8
+# Bytes that a system maps on average around a record that is read.
+_AROUND = 2**14
 # How often the time of a row's last use is brought up to date, in seconds.
 _USED_EVERY_S = 86400
 
@@ -93,6 +95,9 @@ class Shelf:
             stale.extend(_stale(txn, tables["used"], used))
 
         self.database.read(look)
+        self.database.let_go(
+            sum((4 * column.width + _AROUND) * int(n) for column, n in zip(columns, found.sum(0), strict=True))
+        )
         with suppress(OSError):
             os.utime(self.database.folder)  # for `prune`: the recipe was used
         if stale:
