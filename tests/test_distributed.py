@@ -966,6 +966,11 @@ def test_lazy_frames_with_several_columns_are_told_at_once(photos: list[str]) ->
 # Beside featx
 
 
+def alone() -> dict[str, str]:
+    """What the recipe's launcher tells the one process of a run without others."""
+    return {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+
+
 def test_recipe_for_several_gpus_trains_the_same_network(tmp_path: Path) -> None:
     """Two processes with half a batch each end with the weights of one process with all of it."""
     for label in ("a", "b"):
@@ -978,12 +983,13 @@ def test_recipe_for_several_gpus_trains_the_same_network(tmp_path: Path) -> None
     save_file({f"features.{name}": value for name, value in start.items()}, tmp_path / "start.safetensors")
     recipe = Path(featx.__file__).parents[1] / "examples" / "recipe_several_gpus.py"
     tuned = []
-    for n_processes in (1, 2):
-        output = tmp_path / f"{n_processes}.safetensors"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_processes)]
-        command += [str(recipe), str(tmp_path / "photos"), str(output), "--backbone", "squeezenet1_1"]
-        command += ["--weights", str(tmp_path / "start.safetensors"), "--image-size", "64", "--epochs", "2"]
-        done = subprocess.run([*command, "--batch-size", "8"], capture_output=True, text=True)
+    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]):
+        output = tmp_path / f"{len(tuned) + 1}.safetensors"
+        command = [sys.executable, *launcher, str(recipe), str(tmp_path / "photos"), str(output)]
+        command += ["--backbone", "squeezenet1_1", "--weights", str(tmp_path / "start.safetensors")]
+        command += ["--image-size", "64", "--epochs", "2", "--batch-size", "8"]
+        env = os.environ | ({} if launcher else alone())
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
         assert done.returncode == 0, done.stderr
         tuned.append(load_file(output))
     one, two = tuned
@@ -1008,9 +1014,8 @@ def test_recipe_for_several_gpus_tells_what_does_not_fit(tmp_path: Path, options
     save_file({"conv1.weight": torch.zeros(1)}, other)
     recipe = Path(featx.__file__).parents[1] / "examples" / "recipe_several_gpus.py"
     command = [sys.executable, str(recipe), str(tmp_path / "photos"), str(tmp_path / "out"), "--weights", str(other)]
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     done = subprocess.run(
-        [*command, "--backbone", "squeezenet1_1", *options], capture_output=True, text=True, env=os.environ | alone
+        [*command, "--backbone", "squeezenet1_1", *options], capture_output=True, text=True, env=os.environ | alone()
     )
     assert done.returncode == 1
     assert match in done.stderr

@@ -48,7 +48,7 @@ def test_extractor_passes_every_check_of_scikit_learn() -> None:
     assert left == {"check_array_api_input": "skipped"}, left
 
 
-COMMON = {"image_shape": (1, -1), "pixel_range": (-5, 5), "image_size": 16, "batch_size": 4, "epochs": 2}
+COMMON = {"image_shape": (1, -1), "pixel_range": (-5, 5), "image_size": 16, "batch_size": 16, "epochs": 2}
 CLASSIFIERS = {
     "head only": FineTuneClassifier("featx_micro", freeze="all", **COMMON),
     "last stage": FineTuneClassifier("featx_micro", freeze=-1, learning_rate=1e-4, **COMMON | {"epochs": 1}),
