@@ -30,6 +30,7 @@ from pictures import colours, damaged_png, encode, photo, png_header
 from featx import FeatureStore, PretrainedFeatureExtractor, list_layers
 from featx.activations.kept import windows
 from featx.cli.commands import featx
+from featx.cli.outcomes import Console
 
 MICRO = ["--backbone", "featx_micro"]
 RNG = np.random.default_rng(0)
@@ -276,9 +277,53 @@ def test_interrupted_extract_ends_cleanly(
     output, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
     assert output == ""
-    assert errors.strip() == "Interrupted."
+    told = re.fullmatch(r"Interrupted. About (\d+) photos are kept, and the same command goes on.*", errors.strip())
+    assert told, errors
+    kept = cache.info()["computed"]
+    assert kept <= int(told[1]) <= kept + 8  # a batch on its way to the store
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".parquet", ".part")]
     assert cache.verify()["wrong"] == 0
+
+
+@pytest.mark.parametrize("command", ["predict", "extract", "extract to shards", "similar"])
+def test_without_one_photo_that_can_be_read_no_command_succeeds(command: str, photos: Path, tmp_path: Path) -> None:
+    model, out = tmp_path / "m.joblib", tmp_path / ("f.npy" if command == "extract" else "f")
+    new = tmp_path / "new"
+    new.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (new / name).write_bytes(b"broken")
+    if command == "predict":
+        run("fit", photos, "-o", model, *MICRO)
+    words = {
+        "predict": ["predict", model, new, "-o", tmp_path / "labels.csv"],
+        "similar": ["similar", "featx_micro", new, photos / "red" / "0.jpg"],
+    }.get(command, ["extract", new, "-o", out, *MICRO])
+    failed = run(*words, "--json", code=1)
+    assert "None of 2 photos could be read." in failed.stderr
+    assert len(json.loads(failed.stdout)["broken"]) == 2
+    if command == "predict":  # the reasons are written all the same
+        assert (tmp_path / "labels.csv").read_text().count("jpg") == 2
+    (new / "c.jpg").write_bytes(encode(picture(True), "JPEG"))
+    if out.is_dir():
+        shutil.rmtree(out)
+    run(*words)
+
+
+def test_fine_tuning_tells_its_folds_to_who_watches(photos: Path, tmp_path: Path, monkeypatch) -> None:
+    words = ["fit", photos, "-o", tmp_path / "t.joblib", *MICRO, "--fine-tune", "--epochs", 1, "--folds", 2]
+    assert "Fold" not in run(*words).stderr
+    monkeypatch.setattr(Console, "verbose", 1)
+    assert re.findall(r"^Fold \d of \d|^The model", run(*words).stderr, re.MULTILINE) == [
+        "Fold 1 of 2",
+        "Fold 2 of 2",
+        "The model",
+    ]
+
+
+def test_list_of_commands_says_each_in_a_whole_sentence() -> None:
+    commands = run("--help").output.partition("Commands:")[2].partition("Example")[0].strip().splitlines()
+    assert len(commands) == len(featx.commands)
+    assert all(re.search(r"[a-z]\.$", line) and "..." not in line for line in commands), commands
 
 
 def test_process_ends_with_the_codes_that_scripts_rely_on(photos: Path) -> None:

@@ -17,7 +17,7 @@ _folder = click.option(
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-@click.group(epilog=example("featx cache info"))
+@click.group(short_help="See and tidy what earlier commands kept.", epilog=example("featx cache info"))
 def cache() -> None:
     """See and tidy what earlier commands kept, so that a photo passes through a network once."""
 

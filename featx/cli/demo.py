@@ -20,7 +20,9 @@ _PER_CLASS, _SIDE = 12, 32
 _NETWORK = "--image-size 16 --folds 3 --no-cache --quiet"
 
 
-@click.command(epilog=example("featx demo --folder digits"))
+@click.command(
+    short_help="Show the commands at work, offline, in half a minute.", epilog=example("featx demo --folder digits")
+)
 @click.option(
     "--folder",
     type=click.Path(file_okay=False),

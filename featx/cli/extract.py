@@ -37,7 +37,10 @@ _FILES = (".parquet", ".npy")
 _ROW_GROUP = 1024
 
 
-@click.command(epilog=example("featx extract photos/ -o features.parquet --layers -1 --pooling gem"))
+@click.command(
+    short_help="Write features of photos to a file, or in shards to a folder.",
+    epilog=example("featx extract photos/ -o features.parquet --layers -1 --pooling gem"),
+)
 @click.argument("photos", nargs=-1, required=True, type=click.Path(exists=True, readable=False))
 @click.option(
     "-o",
@@ -84,16 +87,19 @@ def extract(
     extractor = extractor_for(backbone, reading, machine, console, layers=one_or_list(layers), pooling=pooling)
     names = extractor.get_feature_names_out().tolist()
     if not output.suffix:
-        _extract_shards(extractor, paths, output, shard_size, _client(scheduler, local_workers), console)
+        n_broken = _extract_shards(extractor, paths, output, shard_size, _client(scheduler, local_workers), console)
     else:
-        _extract_file(extractor, paths, output, names, console)
+        n_broken = _extract_file(extractor, paths, output, names, console)
     console.say(f"{len(paths)} photos, {len(names)} features each: {output}")
-    console.finish({"output": str(output), "n_features": len(names)}, len(paths))
+    result = {"output": str(output), "n_features": len(names)}
+    console.finish_with_photos(result, len(paths), len(paths) - n_broken)
 
 
 def _extract_file(
     extractor: PretrainedFeatureExtractor, paths: list[str], output: Path, names: list[str], console: Console
-) -> None:
+) -> int:
+    """Write one file; the number of photos that cannot be read."""
+    n_broken = 0
     kind = _Parquet if output.suffix.lower() == ".parquet" else _Npy
     with (
         replacing(output) as part,
@@ -103,8 +109,10 @@ def _extract_file(
         for block in blocks:
             broken = broken_of(block.errors, paths)
             console.leave_out(broken)
+            n_broken += len(broken)
             reasons = {error.row: photo.reason for error, photo in zip(block.errors, broken, strict=True)}
             file.add(block.rows, [reasons.get(row) for row in range(block.start, block.stop)])
+    return n_broken
 
 
 def _extract_shards(
@@ -114,7 +122,8 @@ def _extract_shards(
     shard_size: int,
     connecting: AbstractContextManager[Any],
     console: Console,
-) -> None:
+) -> int:
+    """Write the shards that are missing; the number of photos in all of them that cannot be read."""
     try:
         import pyarrow.dataset
     except ImportError as error:
@@ -126,6 +135,7 @@ def _extract_shards(
     there = pyarrow.dataset.dataset(sorted(output.glob("part-*.parquet")), format="parquet")
     broken = there.to_table(columns=["path", "error"], filter=pyarrow.dataset.field("error").is_valid())
     console.leave_out(Broken(os.path.relpath(row["path"]), row["error"]) for row in broken.to_pylist())
+    return len(broken)
 
 
 def _client(scheduler: str | None, local_workers: int | None) -> AbstractContextManager[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 import numpy as np
-from sklearn.model_selection import cross_val_score
+from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 
 from featx.classifier import FineTuneClassifier
@@ -36,7 +36,9 @@ from featx.store import FeatureStore
 _FOLDS, _FOLDS_TUNED = 5, 3
 
 
-@click.command(epilog=example("featx fit photos/ -o model.joblib"))
+@click.command(
+    short_help="Learn the classes of photos and write a model.", epilog=example("featx fit photos/ -o model.joblib")
+)
 @click.argument("photos", type=click.Path(exists=True, file_okay=False))
 @click.option(
     "-o",
@@ -155,12 +157,23 @@ def _fine_tuned(
     good = readable(model, paths, console)
     folds = folds_for(y[good], n_folds)
     kept = np.array([paths[row] for row in good.tolist()], dtype=object)
-    scores = cross_val_score(model, kept, y[good], cv=folds, error_score="raise")
+    found = []
+    for number, (learnt, held_out) in enumerate(folds.split(kept, y[good]), 1):
+        _announce(f"Fold {number} of {folds.n_splits}", console)
+        learner = clone(model).fit(kept[learnt], y[good][learnt])
+        found.append(learner.score(kept[held_out], y[good][held_out]))
+    _announce("The model, from all photos", console)
     model.fit(kept, y[good])
+    scores = np.asarray(found)
     result = {"backbone": model.backbone, "layer": str(model.layers), "pooling": model.pooling}
     result |= {"freeze": model.freeze, "epochs": model.n_iter_}
     result |= {"accuracy": float(scores.mean()), "spread": float(scores.std())}
     return model, result | _about(y[good], folds.n_splits, 1)
+
+
+def _announce(what: str, console: Console) -> None:
+    if console.verbose:  # whose bar comes next
+        console.note(what)
 
 
 def _about(y: np.ndarray, n_folds: int, n_layers: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from featx.cli.options import example, with_plain_console
 from featx.cli.outcomes import Console, table
 
 
-@click.command(epilog=example("featx layers resnet50 --kind blocks"))
+@click.command(short_help="List a network's layers.", epilog=example("featx layers resnet50 --kind blocks"))
 @click.argument("backbone")
 @click.option(
     "--kind",

@@ -95,6 +95,17 @@ class Console:
             photos = {} if n_photos is None else {"n_photos": n_photos, "broken": broken}
             click.echo(json.dumps(result | photos, allow_nan=False))
 
+    def finish_with_photos(self, result: dict[str, Any], n_photos: int, n_read: int) -> None:
+        """As `finish`; without one photo that could be read, this is no success.
+
+        Raises
+        ------
+        ClickException
+        """
+        self.finish(result, n_photos)
+        if n_photos and not n_read:
+            raise click.ClickException(f"None of {n_photos} photos could be read.")
+
 
 def broken_of(errors: Iterable[ImageError], paths: Sequence[str]) -> list[Broken]:
     """The library's errors of unreadable images as broken photos."""
@@ -137,12 +148,13 @@ class Program(click.Group):
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             code = _exit_code(
                 lambda: run([*given], prog_name, **(extra | {"standalone_mode": False, "obj": given})),
-                "--traceback" in given,
+                given,
             )
         sys.exit(code)
 
 
-def _exit_code(run: Callable[[], Any], with_traceback: bool) -> int:
+def _exit_code(run: Callable[[], Any], given: Sequence[str]) -> int:
+    with_traceback = "--traceback" in given
     try:
         code = run()
     except click.ClickException as error:
@@ -152,7 +164,7 @@ def _exit_code(run: Callable[[], Any], with_traceback: bool) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt) as error:
         interrupted = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
-        click.echo("Interrupted." if interrupted else "Nothing was done.", err=True)
+        click.echo(_interrupted(given) if interrupted else "Nothing was done.", err=True)
         return _INTERRUPTED if interrupted else 1
     except Exception as error:
         if with_traceback:
@@ -161,6 +173,12 @@ def _exit_code(run: Callable[[], Any], with_traceback: bool) -> int:
         click.echo(f"Error: {kind}{_with_options(one_line(error))}", err=True)
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _interrupted(given: Sequence[str]) -> str:
+    engine = sys.modules.get("featx.activations.engine")
+    n = engine.TALLY.n_images if engine and not {"--no-cache", "--fine-tune"} & set(given) else 0
+    return f"Interrupted. About {n} photos are kept, and the same command goes on from there." if n else "Interrupted."
 
 
 def _with_options(message: str) -> str:

@@ -13,7 +13,7 @@ from featx.cli.outcomes import Console, shown
 from featx.cli.photos import list_photos
 
 
-@click.command(epilog=example("featx predict model.joblib new/ -o labels.csv"))
+@click.command(short_help="Label photos with a model.", epilog=example("featx predict model.joblib new/ -o labels.csv"))
 @click.argument("model", type=click.Path(exists=True, dir_okay=False))
 @click.argument("photos", nargs=-1, required=True, type=click.Path(exists=True, readable=False))
 @click.option("-o", "--output", type=OutputFile(".csv"), help="CSV file to write.  [default: stdout]")
@@ -30,6 +30,7 @@ def predict(model: str, photos: tuple[str, ...], output: Path | None, machine: M
     loaded = load_model(model)
     paths = list_photos(photos, console)
     labels, confidences = predictions(loaded, paths, machine, console)
+    n_read = sum(label is not None for label in labels)
     reasons = {photo.path: photo.reason for photo in console.broken}
     rows = zip(map(shown, paths), labels, confidences, strict=True)
     found = [{"path": path, "label": label, "confidence": confidence} for path, label, confidence in rows]
@@ -41,8 +42,8 @@ def predict(model: str, photos: tuple[str, ...], output: Path | None, machine: M
         write_csv(output, ["path", "label", "confidence", "error"], cells)
     where = {} if output is None else {"output": str(output)}
     if output is not None:
-        console.say(f"{len(paths) - len(console.broken)} of {len(paths)} photos labelled: {output}")
-    console.finish({"model": model, **where, "predictions": found}, len(paths))
+        console.say(f"{n_read} of {len(paths)} photos labelled: {output}")
+    console.finish_with_photos({"model": model, **where, "predictions": found}, len(paths), n_read)
 
 
 def _short(confidence: float | None) -> str:

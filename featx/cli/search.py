@@ -32,7 +32,10 @@ from featx.cli.scoring import Score, candidates, compute_once, folds_for, is_vec
 from featx.extractor import PretrainedFeatureExtractor
 
 
-@click.command(epilog=example("featx search photos/ --backbones resnet18,mobilenet_v3_small --layers all"))
+@click.command(
+    short_help="Rank networks, layers and poolings on photos.",
+    epilog=example("featx search photos/ --backbones resnet18,mobilenet_v3_small --layers all"),
+)
 @click.argument("photos", type=click.Path(exists=True, file_okay=False))
 @click.option(
     "--backbones", type=Listed("NAMES"), default="resnet18", show_default=True, help="Networks, with commas between."

@@ -27,7 +27,9 @@ from featx.cli.photos import list_photos
 _MODELS = (".joblib", ".safetensors", ".pkl")
 
 
-@click.command(epilog=example("featx similar resnet18 photos/ query.jpg -n 5"))
+@click.command(
+    short_help="Find the photos most like another one.", epilog=example("featx similar resnet18 photos/ query.jpg -n 5")
+)
 @click.argument("backbone_or_model")
 @click.argument("photos", type=click.Path(exists=True, readable=False))
 @click.argument("query", type=click.Path(exists=True, dir_okay=False, readable=False))
@@ -73,7 +75,7 @@ def similar(
     nearest = [row for row in np.argsort(distances, kind="stable").tolist() if not np.isnan(distances[row])][:count]
     results = [{"path": shown(found[row]), "distance": float(distances[row])} for row in nearest]
     console.say(table(["distance", "photo"], [[f"{result['distance']:.4f}", result["path"]] for result in results]))
-    console.finish({"query": shown(query), "results": results}, len(found))
+    console.finish_with_photos({"query": shown(query), "results": results}, len(found), len(results))
 
 
 def _same(path: str, query: str) -> bool:
