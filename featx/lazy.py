@@ -38,9 +38,12 @@ def note_columns(estimator: Any, X: Any) -> None:
 
     Raises
     ------
+    TypeError
+        It is neither an array nor a frame nor a Series.
     ValueError
         A frame of paths has several columns, or one of numbers others than ``image_shape`` says.
     """
+    _check_kind(X)
     if estimator.image_shape is None:
         _check_one_column(X)
         estimator._forget_columns()
@@ -51,6 +54,14 @@ def note_columns(estimator: Any, X: Any) -> None:
 
         zeros = pd.DataFrame(zeros, columns=columns)
     estimator._items(zeros, reset=True)
+
+
+def _check_kind(X: Any) -> None:
+    if not (hasattr(X, "map_blocks") or hasattr(X, "to_dask_array")):
+        raise TypeError(
+            f"A Dask array, Series or one-column DataFrame is expected, got {type(X).__name__}. Turn it into one of "
+            "them, for example with to_dataframe()."
+        )
 
 
 def _check_one_column(X: Any) -> None:
@@ -73,6 +84,7 @@ def _transform_lazily(estimator: Any, X: Any) -> Any:
     import dask.array as da
 
     estimator._validate_params()
+    _check_kind(X)
     if estimator.image_shape is None:
         _check_one_column(X)
     frames = _container(estimator)
@@ -86,11 +98,6 @@ def _transform_lazily(estimator: Any, X: Any) -> Any:
         import dask.dataframe as dd
 
         return dd.from_dask_array(rows, columns=list(names))
-    if not hasattr(X, "to_dask_array"):
-        raise TypeError(
-            f"A Dask array, Series or one-column DataFrame is expected, got {type(X).__name__}. Turn it into one of "
-            "them, for example with to_dataframe()."
-        )
     return _of_frame(plain, X, width, names)
 
 

@@ -932,8 +932,10 @@ def test_dask_maps_keep_their_four_axes() -> None:
 
 def test_dask_collections_of_other_kinds_are_told() -> None:
     bag = pytest.importorskip("dask.bag").from_sequence(["a.jpg"])
-    with pytest.raises(TypeError, match="Dask array, Series or one-column DataFrame"):
-        MICRO.transform(bag)
+    for extractor in (MICRO, PretrainedFeatureExtractor("featx_micro", image_shape=(8, 8))):
+        for call in (extractor.fit, extractor.transform):
+            with pytest.raises(TypeError, match="Dask array, Series or one-column DataFrame"):
+                call(bag)
 
 
 def test_lazy_fit_learns_the_columns(tmp_path: Path) -> None:
