@@ -316,10 +316,12 @@ class TunedEstimator(NetworkEstimator):
     def _network(self, model: Model) -> TunedNetwork:
         with _BUILDING.held():
             runtime = self._runtime
-            if runtime.get("built_for") is not model:  # another thread's images may have another shape
-                runtime["network"], runtime["built_for"] = model.build(self.tensors_).network(False), model
-            network: TunedNetwork = runtime["network"]
-            return network
+            known: tuple[Model, Tensors, TunedNetwork] | None = runtime.get("network")
+            # Another thread's images may have another shape, and a user may put other tensors in place of these.
+            if known is None or known[0] is not model or known[1] is not self.tensors_:
+                network = model.build(self.tensors_).network(False)
+                known = runtime["network"] = model, self.tensors_, network
+            return known[2]
 
     def _source(self, items: Items, model: Model) -> Source:
         from featx.training.fitting import Source

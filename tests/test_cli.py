@@ -277,12 +277,21 @@ def test_interrupted_extract_ends_cleanly(
     output, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
     assert output == ""
-    told = re.fullmatch(r"Interrupted. About (\d+) photos are kept, and the same command goes on.*", errors.strip())
+    told = re.fullmatch(r"Interrupted. (\d+) new rows of features are kept; the same command goes.*", errors.strip())
     assert told, errors
-    kept = cache.info()["computed"]
-    assert kept <= int(told[1]) <= kept + 8  # a batch on its way to the store
+    assert int(told[1]) == cache.info()["computed"]
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".parquet", ".part")]
     assert cache.verify()["wrong"] == 0
+
+
+def test_interrupt_promises_nothing_where_nothing_is_kept(photos: Path, tmp_path: Path, monkeypatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("featx.cli.search._show", interrupt)
+    words = ["search", photos, "--backbones", "featx_micro"]
+    assert run(*words, "--no-cache", code=130).stderr.splitlines()[-1] == "Interrupted."
+    assert "16 new rows" in run(*words, code=130).stderr
 
 
 @pytest.mark.parametrize("command", ["predict", "extract", "extract to shards", "similar"])

@@ -710,6 +710,8 @@ def test_network_is_built_once_for_all_that_is_asked(monkeypatch: pytest.MonkeyP
     assert len(built) == 1
     fitted.fit(X, Y).predict(MORE)
     assert len(built) == 3  # what is fitted again, and what it became
+    fitted.tensors_ = {name: 0 * value for name, value in fitted.tensors_.items()}
+    assert np.ptp(fitted.decision_function(MORE)) == 0
 
 
 @pytest.mark.parametrize("freeze", [0, -1, "all"])

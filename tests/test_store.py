@@ -428,18 +428,66 @@ def resident(file: Path) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="what is mapped is read from Linux's /proc")
-def test_what_was_read_does_not_pile_up_in_the_memory_of_the_process(shelf: Shelf, monkeypatch) -> None:
-    monkeypatch.setattr(environment, "MOST_MAPPED", 2**20)
-    wide, names = Column("wide", 4096), digests(1024)  # 16 MiB
-    rows = RNG.normal(size=(1024, 4096)).astype(np.float32)
-    shelf.put(names, {wide: rows}, [(wide,)])
+@pytest.mark.parametrize(
+    ("width", "n", "n_shelves", "limit"), [(4096, 512, 1, 2**20), (64, 20_000, 1, 2**20), (2048, 512, 4, 8 * 2**20)]
+)
+def test_what_was_read_does_not_pile_up_in_the_memory_of_the_process(
+    width: int, n: int, n_shelves: int, limit: int, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(environment, "MOST_MAPPED", limit)
+    column, names = Column("some", width), digests(n)
+    shelves = [Shelf.at(tmp_path / (f"{number:02}" * 16)) for number in range(n_shelves)]
+    rows = RNG.normal(size=(n, width)).astype(np.float32)
+    for shelf in shelves:
+        shelf.put(names, {column: rows}, [(column,)])
+        shelf.database.close()
     most = 0
-    for start in range(0, 1024, 32):
-        found, out = look_up(shelf, names[start : start + 32], wide)
-        assert found.all()
-        np.testing.assert_array_equal(out, rows[start : start + 32])
-        most = max(most, resident(shelf.database.folder / "data.mdb"))
-    assert 0 < most < 6 * 2**20  # the system maps pages around those that are read
+    for start in range(0, 512, 32):
+        for shelf in shelves:
+            found, out = look_up(shelf, names[start : start + 32], column)
+            assert found.all()
+            np.testing.assert_array_equal(out, rows[start : start + 32])
+        most = max(most, sum(resident(shelf.database.folder / "data.mdb") for shelf in shelves))
+    assert most < 2 * limit + 2**20
+    monkeypatch.setattr(environment, "MOST_MAPPED", 2**30)
+    for start in range(0, 512, 32):
+        for shelf in shelves:
+            look_up(shelf, names[start : start + 32], column)
+    open_all_along = sum(resident(shelf.database.folder / "data.mdb") for shelf in shelves)
+    assert open_all_along > 2 * limit + 2**20
+
+
+def test_what_another_thread_closes_in_between_is_opened_again(shelf: Shelf, monkeypatch) -> None:
+    names, registered, closed = digests(3), environment._registered, list[object]()
+    rows = put(shelf, names)
+
+    def closing(database: Database) -> environment._Environment:
+        found = registered(database)
+        if not closed:
+            closed.append(found.close_if_idle())
+        return found
+
+    monkeypatch.setattr(environment, "_registered", closing)
+    found, out = look_up(shelf, names)
+    assert closed == [True]
+    assert found.all()
+    np.testing.assert_array_equal(out, rows)
+
+
+def test_map_that_has_to_grow_is_opened_again_where_it_was_closed(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(environment, "_MAP_SIZES", (2**16,))
+    shelf, names = Shelf.at(tmp_path / ("ab" * 16)), digests(2000)
+    closed, grow = list[object](), environment._Environment._resize
+
+    def closing(self: environment._Environment, size) -> None:
+        if not closed:
+            closed.append(self.close_if_idle())
+        grow(self, size)
+
+    monkeypatch.setattr(environment._Environment, "_resize", closing)
+    rows = put(shelf, names)
+    assert closed == [True]
+    np.testing.assert_array_equal(look_up(shelf, names)[1], rows)
 
 
 def test_closing_disturbs_no_thread(shelf: Shelf, monkeypatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from featx.exceptions import FeatxError, ImageError
+from featx.store import KEPT, resolve_store
 
 _INTERRUPTED = 130
 # Errors whose message says all; of others the kind helps too.
@@ -148,13 +149,12 @@ class Program(click.Group):
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             code = _exit_code(
                 lambda: run([*given], prog_name, **(extra | {"standalone_mode": False, "obj": given})),
-                given,
+                "--traceback" in given,
             )
         sys.exit(code)
 
 
-def _exit_code(run: Callable[[], Any], given: Sequence[str]) -> int:
-    with_traceback = "--traceback" in given
+def _exit_code(run: Callable[[], Any], with_traceback: bool) -> int:
     try:
         code = run()
     except click.ClickException as error:
@@ -164,7 +164,7 @@ def _exit_code(run: Callable[[], Any], given: Sequence[str]) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt) as error:
         interrupted = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
-        click.echo(_interrupted(given) if interrupted else "Nothing was done.", err=True)
+        click.echo(_interrupted() if interrupted else "Nothing was done.", err=True)
         return _INTERRUPTED if interrupted else 1
     except Exception as error:
         if with_traceback:
@@ -175,10 +175,12 @@ def _exit_code(run: Callable[[], Any], given: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _interrupted(given: Sequence[str]) -> str:
-    engine = sys.modules.get("featx.activations.engine")
-    n = engine.TALLY.n_images if engine and not {"--no-cache", "--fine-tune"} & set(given) else 0
-    return f"Interrupted. About {n} photos are kept, and the same command goes on from there." if n else "Interrupted."
+def _interrupted() -> str:
+    store = resolve_store(True)
+    n = 0 if store is None else KEPT[store.path]
+    return (
+        f"Interrupted. {n} new rows of features are kept; the same command goes on from there." if n else "Interrupted."
+    )
 
 
 def _with_options(message: str) -> str:

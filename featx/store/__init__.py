@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from featx.store.session import MOST_ROWS, Session, rows_in_memory, warn_once
+from featx.store.session import KEPT, MOST_ROWS, Session, rows_in_memory, warn_once
 from featx.store.shelf import Column
 from featx.store.store import FeatureStore, resolve_store
 
-__all__ = ["MOST_ROWS", "Column", "FeatureStore", "Session", "resolve_store", "rows_in_memory", "warn_once"]
+__all__ = ["KEPT", "MOST_ROWS", "Column", "FeatureStore", "Session", "resolve_store", "rows_in_memory", "warn_once"]

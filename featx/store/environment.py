@@ -23,8 +23,11 @@ Operation = Callable[[lmdb.Transaction, dict[str, Any]], T]
 # Reserved addresses, not memory or disk. Where they are rationed, a smaller map is taken and grown when it is full.
 _MAP_SIZES = (1 << 40, 1 << 34, 1 << 28)
 _MOST_OPEN = 16
-#: About how many bytes of one file a process has mapped into its memory.
-MOST_MAPPED = 32 * 2**20
+#: About how many bytes of files a process has mapped into its memory. What was read of a map counts as a process's
+#: memory, and joblib stops a worker whose memory grows by 300 MB.
+MOST_MAPPED = 64 * 2**20
+# Bytes that a system may map around one record: a leaf and what it points to, each in a window of its own.
+_WINDOWS = 2 * 2**16
 _READER_SLOTS = 1024
 _ATTEMPTS = 8
 _FORK_PATIENCE_S = 5.0
@@ -75,32 +78,23 @@ class Database:
     tables: tuple[str, ...]
     durable: bool
 
-    def read(self, operation: Operation[T]) -> T:
+    def read(self, operation: Operation[T], n_records: int = 0, record_bytes: int = 0) -> T:
         """Result of ``operation(transaction, tables)``, which must copy what it keeps out of the buffers.
+
+        ``n_records`` is how many are looked up, where they may be many, and ``record_bytes`` what is read of each.
 
         Raises
         ------
         StoreError
         """
-        return self._attempt(lambda environment: environment.run(operation, write=False))
+        result = self._attempt(lambda environment: environment.run(operation, write=False))
+        if n_records:
+            _let_go(self.folder, n_records * (_WINDOWS + record_bytes))
+        return result
 
     def write(self, operation: Operation[T]) -> T:
         """As `read`, with changes committed. The operation runs again where the map had to grow."""
         return self._attempt(lambda environment: environment.run(operation, write=True))
-
-    def let_go(self, n_bytes: int) -> None:
-        """Say how much was just read. After every `MOST_MAPPED` bytes it is closed, if nobody is using it.
-
-        What a process has read of a map counts as its memory, and joblib stops a worker whose memory grows by 300 MB.
-        """
-        environment = _BY_FOLDER.get(self.folder)
-        if environment is None:
-            return
-        environment.n_mapped += n_bytes
-        if environment.n_mapped > MOST_MAPPED:
-            with _REGISTRY_LOCK:
-                if _REGISTRY.get(environment.key) is environment and environment.close_if_idle():
-                    _forget(environment.key)
 
     def live_bytes(self) -> int:
         """Bytes of the pages in use, without those that were freed."""
@@ -145,7 +139,7 @@ class _Environment:
         self.database = database
         self._turn = threading.Condition()
         self._running = 0
-        self.n_mapped = 0  # bytes read since it was opened; threads may forget some of each other's
+        self.mapped = 0  # bytes at most, since it was opened
         self._resizing = self._closed = False
         self.lmdb, self.readonly = _open(database)
         try:
@@ -177,11 +171,12 @@ class _Environment:
                         raise _Replaced  # a commit into a deleted file would succeed and be lost
                 return result
             except lmdb.MapFullError:
-                self._resize(2 * self.lmdb.info()["map_size"])
+                self._resize(lambda: 2 * self.lmdb.info()["map_size"])
             except lmdb.MapResizedError:
-                self._resize(0)  # to what another process made of it
+                self._resize(lambda: 0)  # to what another process made of it
             except lmdb.ReadersFullError:
-                self.lmdb.reader_check()
+                with self.entered():
+                    self.lmdb.reader_check()
             except lmdb.Error as error:
                 if "temporarily unavailable" not in str(error):
                     raise
@@ -224,6 +219,12 @@ class _Environment:
                 self._resizing = False
                 self._turn.notify_all()
 
+    def add_mapped(self, n_bytes: int) -> None:
+        """Count what reading may have mapped, at most the file."""
+        with self._turn:
+            if not self._closed:
+                self.mapped = min(self.mapped + n_bytes, os.fstat(self._file).st_size)
+
     def close_if_idle(self) -> bool:
         """Close it unless somebody in this process is using it; never waits."""
         with self._turn:
@@ -248,9 +249,11 @@ class _Environment:
         with contextlib.suppress(OSError):
             os.close(self._file)
 
-    def _resize(self, size: int) -> None:
+    def _resize(self, size: Callable[[], int]) -> None:
         with self.alone():
-            self.lmdb.set_mapsize(size)
+            if self._closed:
+                raise _Replaced  # meanwhile, by another thread
+            self.lmdb.set_mapsize(size())
 
 
 def _open(database: Database) -> tuple[lmdb.Environment, bool]:
@@ -350,6 +353,19 @@ def _registered(database: Database) -> _Environment:
             if other.close_if_idle():
                 _forget(key)
     return environment
+
+
+def _let_go(folder: Path, n_bytes: int) -> None:
+    """After reading about so much: close what nobody is using, where much is mapped. It opens again when needed."""
+    environment = _BY_FOLDER.get(folder)
+    if environment is None:
+        return
+    environment.add_mapped(n_bytes)
+    with _REGISTRY_LOCK:
+        if sum(other.mapped for other in _REGISTRY.values()) > MOST_MAPPED:
+            for key, other in list(_REGISTRY.items()):
+                if other.mapped and other.close_if_idle():
+                    _forget(key)
 
 
 def _stale(folder: Path) -> list[_Environment]:

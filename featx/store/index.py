@@ -149,7 +149,7 @@ class Index:
             return {position: digest for position, digest in found.items() if digest is not None}
 
         if files:
-            found = self.database.read(look)
+            found = self.database.read(look, len(files))
             for position, digest in found.items():
                 digests[position] = digest
             MEMORY.add_files(self.seed, {files[i].full: (files[i].state, digest) for i, digest in found.items()})

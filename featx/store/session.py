@@ -7,6 +7,7 @@ import re
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -29,6 +30,8 @@ T = TypeVar("T")
 POLL_S = 0.05
 # Rows looked up at once: enough to make a look-up cheap per row, within this much memory.
 MOST_ROWS, _MOST_BYTES = 4096, 2**28
+#: Images whose features this process has put into each store, counted once per recipe.
+KEPT: Counter[str] = Counter()
 _SHARE_AT_ONCE = 0.1  # of max_size, so that room can be made for it
 _INSIDE = ("featx", "sklearn", "contextlib", "joblib")
 
@@ -159,6 +162,7 @@ class Session:
                 self._at.make_room(self._on, size, row_bytes * len(digests[some]))
                 self._on.put(digests[some], {column: part[some] for column, part in parts.items()}, groups)
                 self._at.index.count(len(digests[some]))
+                KEPT[self._store.path] += len(digests[some])
             _forgive(self._store)
 
         self._try(write, lambda: None)

@@ -21,8 +21,6 @@ from featx.store.environment import Database
 
 _TABLES = ("rows", "used", "meta")
 _CHECK_BYTES = 8
-# Bytes that a system maps on average around a record that is read.
-_AROUND = 2**14
 # How often the time of a row's last use is brought up to date, in seconds.
 _USED_EVERY_S = 86400
 
@@ -94,10 +92,7 @@ class Shelf:
             used = [digests[j] for j in np.flatnonzero(found.any(axis=1)).tolist()]
             stale.extend(_stale(txn, tables["used"], used))
 
-        self.database.read(look)
-        self.database.let_go(
-            sum((4 * column.width + _AROUND) * int(n) for column, n in zip(columns, found.sum(0), strict=True))
-        )
+        self.database.read(look, len(digests) * len(columns), 4 * max(column.width for column in columns))
         with suppress(OSError):
             os.utime(self.database.folder)  # for `prune`: the recipe was used
         if stale:
@@ -117,7 +112,7 @@ class Shelf:
                 for digest in digests
             ]
 
-        return self.database.read(look)
+        return self.database.read(look, len(digests))
 
     def put(self, digests: Sequence[bytes], parts: dict[Column, np.ndarray], groups: Sequence[Group]) -> None:
         """Keep rows, one array (n, width) per column of the groups."""
