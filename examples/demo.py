@@ -95,7 +95,8 @@ def run_on_digits(n_draws: int, cache: str, per_class: int = 5) -> dict[str, lis
         for name in reversed(searches):  # the networks first, see `candidates`
             searches[name].fit(X[labelled], y[labelled])
             scores.setdefault(name, []).append(searches[name].score(X[rest], y[rest]))
-    print_table({name: scores[name] for name in searches})
+    scores = {name: scores[name] for name in searches}
+    print_table(scores)
     print("\nNext: make demo PHOTOS=folder, with one subfolder of photos per class, or examples/ and README.md.")
     return scores
 
@@ -120,7 +121,8 @@ def run_on_photos(folder: str, backbone: str, weights: str, cache: str) -> dict[
     searches = candidates(FunctionTransformer(thumbnails), extractor, grid, folds)
     for name in tqdm(reversed(searches), desc="models", total=len(searches)):
         scores[name] = [searches[name].fit(X, y).score(held_out, truth)]
-    print_table({name: scores[name] for name in searches})
+    scores = {name: scores[name] for name in searches}
+    print_table(scores)
     chosen = searches[f"{backbone}, pretrained"].best_params_
     print("\nChosen on the labelled part:", {name.split("__")[-1]: value for name, value in chosen.items()})
     print("Next: BACKBONE=resnet18 (fetches ImageNet weights once), or BACKBONE=name WEIGHTS=file.safetensors.")
