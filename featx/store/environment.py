@@ -222,7 +222,7 @@ class _Environment:
     def add_mapped(self, n_bytes: int) -> None:
         """Count what reading may have mapped, at most the file."""
         with self._turn:
-            if not self._closed:
+            if not (self._closed or self._resizing):  # or about to be
                 self.mapped = min(self.mapped + n_bytes, os.fstat(self._file).st_size)
 
     def close_if_idle(self) -> bool:
