@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
 
@@ -488,6 +488,18 @@ def test_map_that_has_to_grow_is_opened_again_where_it_was_closed(tmp_path: Path
     rows = put(shelf, names)
     assert closed == [True]
     np.testing.assert_array_equal(look_up(shelf, names)[1], rows)
+
+
+def test_reader_inside_a_transaction_waits_for_no_fork(shelf: Shelf) -> None:
+    """A fork holds the lock while it waits for transactions to end; one that claims images looks into another shelf."""
+    names = digests(3)
+    put(shelf, names)
+    with ThreadPoolExecutor(1) as threads, environment._REGISTRY_LOCK:
+        found = threads.submit(shelf.has, names, [COLUMN])
+        wait([found], timeout=10)
+        done = found.done()  # asked before the lock is free again
+    assert done
+    assert found.result() == [True] * 3
 
 
 def test_closing_disturbs_no_thread(shelf: Shelf, monkeypatch) -> None:

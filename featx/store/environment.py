@@ -361,11 +361,15 @@ def _let_go(folder: Path, n_bytes: int) -> None:
     if environment is None:
         return
     environment.add_mapped(n_bytes)
-    with _REGISTRY_LOCK:
+    if not _REGISTRY_LOCK.acquire(blocking=False):  # for which whoever is inside a transaction must not wait
+        return
+    try:
         if sum(other.mapped for other in _REGISTRY.values()) > MOST_MAPPED:
             for key, other in list(_REGISTRY.items()):
                 if other.mapped and other.close_if_idle():
                     _forget(key)
+    finally:
+        _REGISTRY_LOCK.release()
 
 
 def _stale(folder: Path) -> list[_Environment]:
