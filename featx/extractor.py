@@ -104,7 +104,10 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         Images decoded and computed together; on a CPU they pass through the network in smaller pieces where that is
         faster. Changes speed and memory, never a result.
     n_jobs : int or None, default=None
-        Decoding threads; None means as many as torch uses, -1 all cores. Changes speed, never a result.
+        Decoding threads; None means as many as torch uses, -1 all cores. Changes speed, never a result. In a child
+        that was forked when torch was loaded (a server that loads before it forks, joblib's ``multiprocessing``
+        backend) featx computes on one thread, since torch's others do not survive a fork; load featx after the fork,
+        or spawn, for more.
     cache : None, True, str, path or FeatureStore, default=None
         Where features are kept, so that an image passes through the network once, however often and by however many
         processes it is asked for. True means the user's cache folder (or ``$FEATX_CACHE``), a path a folder on a local
