@@ -13,6 +13,7 @@ from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import validate_data
 
 from featx.images.sources import Items, as_items
+from featx.pickling import PortablePickles
 from featx.store import FeatureStore, resolve_store
 from featx.threads import ForkSafeMethods, one_thread_after_fork
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from featx.images.preprocessing import Preprocessing
 
 
-class NetworkEstimator(ForkSafeMethods, CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
+class NetworkEstimator(ForkSafeMethods, PortablePickles, CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
     """An estimator on images and a pretrained network."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {

@@ -44,7 +44,10 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         without arguments that returns a module (cheap to clone and pickle; called once per process, so it must return
         the same network every time); or a module (copied by ``clone`` and by pickling, and copied again by each
         ``transform``, so that the one passed in is never touched). Forward hooks of a module belong to it and run.
-        The stages of timm's networks are those of timm's ``feature_info``, the last for each reduction.
+        The stages of timm's networks are those of timm's ``feature_info``, the last for each reduction. A module makes
+        every pickle as large as it is, takes the estimator out of reach of skops, and lets scikit-learn's
+        ``Pipeline(memory=)`` write it anew with each call and find nothing again; with a name or callable none of it
+        is so, and ``cache`` keeps features in any case.
     weights : str, path or None, default="DEFAULT"
         Name of published weights (``"DEFAULT"``, ``"IMAGENET1K_V1"``; for timm a tag such as ``"a1_in1k"``), fetched
         once and kept by torch, or for timm by the Hugging Face hub; the path of a ``.safetensors`` or ``.pth`` file,
