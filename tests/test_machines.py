@@ -6,21 +6,30 @@ import copy
 import functools
 import pickle
 import pickletools
+import pwd
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import joblib
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import SQUEEZENET
+from PIL import Image
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor
+from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor, cli
+from featx.cli.commands import featx
+from featx.exceptions import StoreError, StoreWarning
+from featx.store import places, session
 
 X = load_digits().images[:24]
 Y = load_digits().target[:24] % 3
@@ -135,3 +144,176 @@ def test_fit_does_not_run_what_others_wrap_around_scikit_learn(monkeypatch: pyte
     assert not seen
     LogisticRegression().fit(X.reshape(24, -1), Y)
     assert len(seen) == 1  # the user's own is logged as ever
+
+
+class Counted(nn.Module):
+    """Counts its passes."""
+
+    passes: list[int] = []  # noqa: RUF012  # of all copies
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.passes.append(len(images))
+        return self.pool(images)
+
+
+def test_memory_of_a_pipeline_finds_what_a_callable_gave(tmp_path: Path) -> None:
+    Counted.passes.clear()
+    extractor = PretrainedFeatureExtractor(Counted, layers="pool", image_size=16, pixel_range=(0, 16))
+    model = Pipeline([("extractor", extractor), ("classifier", LogisticRegression())], memory=str(tmp_path))
+    model.fit(X, Y)
+    first = list(Counted.passes)
+    model.fit(X, Y)
+    assert first == Counted.passes != []
+
+
+# homes
+
+
+def _no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No HOME, and a user whom the system does not know."""
+
+    def unknown(uid: int) -> Any:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+
+def _no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home that cannot be made."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "file" / "home"))
+
+
+def _network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home on a network disk."""
+    monkeypatch.setenv("HOME", str(tmp_path / "network"))
+    _put_on_network(tmp_path / "network", monkeypatch)
+
+
+def _network_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home and a folder for temporary files on a network disk."""
+    _network(tmp_path, monkeypatch)
+    (tmp_path / "network").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "network"))
+
+
+def _put_on_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places.check_local.cache_clear()
+    monkeypatch.setattr(
+        places, "_file_system", lambda asked, _: "lustre" if asked.is_relative_to(folder.resolve()) else "ext4"
+    )
+
+
+WITHOUT_STORE = [_no_home, _no_folder]
+IN_TROUBLE = [*WITHOUT_STORE, _network, _network_alone]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_told_yet(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.delenv("FEATX_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(session, "_WARNED", set())
+    yield
+    places.check_local.cache_clear()
+
+
+@pytest.fixture
+def trouble(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    return request.param(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("trouble", WITHOUT_STORE, indirect=True)
+@pytest.mark.parametrize("cache", [True, "~/features"])
+def test_where_nothing_can_be_kept_one_warning_names_the_way_out(
+    trouble: None, cache: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = {"image_size": 16, "pixel_range": (0, 16)}
+    expected = PretrainedFeatureExtractor("featx_micro", **params).transform(X)
+    extractor = PretrainedFeatureExtractor("featx_micro", cache=cache, **params)
+    with pytest.warns(StoreWarning, match="FEATX_CACHE"):
+        np.testing.assert_array_equal(extractor.fit(X).transform(X), expected)
+    np.testing.assert_array_equal(extractor.transform(X), expected)  # a second warning would be an error
+    classifier(cache=cache).fit(X, Y).predict(X)
+    monkeypatch.setenv("FEATX_CACHE", str(tmp_path / "elsewhere"))
+    np.testing.assert_array_equal(extractor.set_params(cache=True).transform(X), expected)
+    assert FeatureStore(tmp_path / "elsewhere").info()["images"] == len(np.unique(X, axis=0))
+
+
+@pytest.mark.parametrize("trouble", [_network], indirect=True)
+def test_store_that_was_asked_for_on_a_network_disk_is_refused(trouble: None) -> None:
+    for cache in (True, "~/features"):
+        with pytest.raises(StoreError, match="on a network file system"):
+            PretrainedFeatureExtractor("featx_micro", image_size=16, pixel_range=(0, 16), cache=cache).transform(X)
+
+
+def test_store_without_a_home_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _no_home(tmp_path, monkeypatch)
+    for method in ("info", "clear", "prune", "verify"):
+        with pytest.raises(StoreError, match=r"got '~/features'\. Set FEATX_CACHE \(or cache=\)"):
+            getattr(FeatureStore("~/features"), method)()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 90, (2, 4, 24, 24, 3)) + np.array([0, 150]).reshape(2, 1, 1, 1, 1)
+    for name, of_class in zip("ab", pixels.astype(np.uint8), strict=True):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i, picture in enumerate(of_class):
+            Image.fromarray(picture).save(tmp_path / "photos" / name / f"{i}.png")
+    return tmp_path / "photos"
+
+
+@pytest.mark.filterwarnings("always::featx.exceptions.StoreWarning")
+@pytest.mark.parametrize("trouble", IN_TROUBLE, indirect=True)
+def test_commands_go_on_without_keeping_and_say_so_once(trouble: None, photos: Path, tmp_path: Path) -> None:
+    model, one = tmp_path / "model.joblib", photos / "a" / "0.png"
+    commands = [
+        ["fit", photos, "-o", model, "--backbone", "featx_micro", "--layers", "penultimate", "--folds", "2"],
+        ["predict", model, photos],
+        ["search", photos, "--backbones", "featx_micro", "--layers", "penultimate,-1", "--folds", "2"],
+        ["extract", photos, "-o", tmp_path / "features.npy", "--backbone", "featx_micro"],
+        ["similar", "featx_micro", photos, one],
+    ]
+    for command in commands:
+        results = [CliRunner().invoke(featx, [*map(str, command), *more]) for more in ([], ["--no-cache"])]
+        assert [result.exit_code for result in results] == [0, 0], [result.output for result in results]
+        kept, alone = results
+        assert kept.stderr.count("FEATX_CACHE") == kept.stderr.count("--no-cache") == 1
+        assert "FEATX_CACHE" not in alone.stderr
+        assert [line for line in kept.stdout.splitlines() if "Next" not in line] == [
+            line for line in alone.stdout.splitlines() if "Next" not in line
+        ]
+    assert not list(tmp_path.glob("network/**/data.mdb"))
+
+
+@pytest.mark.filterwarnings("always::featx.exceptions.StoreWarning")
+@pytest.mark.parametrize("trouble", IN_TROUBLE, indirect=True)
+def test_interrupt_ends_as_ever_where_nothing_is_kept(
+    trouble: None, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("featx.activations.engine.Recipe._parts", interrupt)
+    for more in ([], ["--no-cache"]):
+        result = CliRunner().invoke(featx, ["search", str(photos), "--backbones", "featx_micro", *more])
+        assert result.exit_code == 130
+        assert result.stderr.splitlines()[-1] == "Interrupted."
+
+
+def test_command_takes_the_folder_in_memory_where_no_other_can_be_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cli, "tempfile", SimpleNamespace(gettempdir=nowhere, tempdir=None))
+        patched.setattr(cli, "_IN_MEMORY", tempfile.gettempdir())
+        patched.setenv("TMPDIR", "/nowhere")
+        assert cli._has_temporary_folder()
+        patched.setattr(cli, "_IN_MEMORY", "/nowhere")
+        assert not cli._has_temporary_folder()

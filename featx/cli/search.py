@@ -110,7 +110,7 @@ def search(
             folder=photos,
             command=click.get_current_context().obj or ["search"],
             next_command=fit,
-            cached=machine.cache,
+            cached=machine.kept is not None,
             paths=paths,
             y=y,
             broken=tuple(console.broken),
