@@ -1,0 +1,117 @@
+"""Children that are forked after torch was used: right rows, no hang, and how long one takes.
+
+    python benchmarks/bench_forks.py [--quick] [--json FILE]
+
+A process with several threads sends images through resnet18 (random weights), and then forks children, one after the
+other, which do the same, without and with a store; those with a store also meet images that are new. Beside them, a
+fresh process with one thread, from the call on, so that it too loads the network. Rows are compared first. Exits with 1
+where rows differ, a child hangs, or the slowest takes more than twice as long as the fresh process (medians of five);
+``--quick`` forks fewer and does not judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from _about import about
+
+from featx import PretrainedFeatureExtractor
+
+N_IMAGES, N_NEW = 16, 4
+PATIENCE_S = 120
+MOST = 2.0
+FRESH = """
+import time
+import numpy as np, torch, torchvision
+from featx import PretrainedFeatureExtractor
+torch.set_num_threads(1)
+X = np.random.default_rng(0).integers(0, 256, ({n}, 256, 256, 3), dtype=np.uint8)
+start = time.perf_counter()
+PretrainedFeatureExtractor("resnet18", weights=None).transform(X)
+print(time.perf_counter() - start)
+"""
+
+
+def images(seed: int, n: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, 256, 256, 3), dtype=np.uint8)
+
+
+def in_child(call: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
+    """What a call gives in a forked child, and its seconds there."""
+    reader, writer = multiprocessing.Pipe(duplex=False)
+
+    def work() -> None:
+        n_threads, start = torch.get_num_threads(), time.perf_counter()
+        rows = call()
+        seconds = time.perf_counter() - start
+        writer.send((rows, seconds, torch.get_num_threads() == n_threads))
+
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    try:
+        if not reader.poll(PATIENCE_S):
+            sys.exit("A forked child hangs.")
+        rows, seconds, is_as_it_was = reader.recv()
+    finally:
+        child.kill()
+        child.join()
+    if not is_as_it_was:
+        sys.exit("A forked child has another number of threads than before.")
+    return rows, seconds
+
+
+def check_same(found: np.ndarray, expected: np.ndarray) -> None:
+    apart = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    if apart.max() > 1e-5:
+        sys.exit(f"A forked child's rows differ by {apart.max():.1e} of their norm.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer children, and no judgement")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    arguments = parser.parse_args()
+    n_forks = 5 if arguments.quick else 50
+    torch.set_num_threads(max(2, torch.get_num_threads()))
+    X, plain = images(0, N_IMAGES), PretrainedFeatureExtractor("resnet18", weights=None)
+    expected = plain.transform(X)
+    runs: dict[str, list[float]] = {"fresh": [], "forked": [], "forked, with a store": []}
+    with tempfile.TemporaryDirectory() as folder:
+        cached = PretrainedFeatureExtractor("resnet18", weights=None, cache=folder)
+        check_same(cached.transform(X), expected)
+        for turn in range(n_forks):
+            if turn % max(1, n_forks // 5) == 0:
+                code = FRESH.format(n=N_IMAGES)
+                runs["fresh"].append(float(subprocess.check_output([sys.executable, "-c", code])))
+            rows, seconds = in_child(lambda: plain.transform(X))
+            check_same(rows, expected)
+            runs["forked"].append(seconds)
+            some = np.concatenate([X, images(turn + 1, N_NEW)])
+            rows, seconds = in_child(lambda some=some: cached.transform(some))
+            check_same(rows[:N_IMAGES], expected)
+            check_same(rows[N_IMAGES:], plain.transform(some[N_IMAGES:]))
+            runs["forked, with a store"].append(seconds)
+    fresh = float(np.median(runs["fresh"]))
+    print(f"{n_forks} children each, all rows right; a fresh process with one thread takes {fresh:.2f} s")
+    figures: dict[str, object] = {"children": n_forks, "seconds": runs}
+    for way in ("forked", "forked, with a store"):
+        slowest = max(runs[way]) / fresh
+        figures[f"slowest {way}"] = slowest
+        print(f"{way:22} median {np.median(runs[way]) / fresh:5.2f}   slowest {slowest:5.2f}   of the fresh process")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures | about(), indent=2))
+    sys.exit(not arguments.quick and max(map(max, (runs["forked"], runs["forked, with a store"]))) > MOST * fresh)
+
+
+if __name__ == "__main__":
+    main()
