@@ -234,7 +234,7 @@ class TunedEstimator(NetworkEstimator):
         model = self._model(items)
         network = self._network(model)
         found = self._source(items.take(readable.tolist()), model).outputs(
-            model, network if scores else network.features, self._settings(model)
+            model, network.scores if scores else network.features, self._settings(model)
         )
         out = np.full((len(items), *found.shape[1:]), np.nan, dtype=np.float32)
         out[readable] = found

@@ -197,7 +197,7 @@ class Loop:
         values, targets = self.validation
         trained = None if self._mean is None else _copies(self._live)
         _restore(self._live, self._result())
-        scores = outputs_of(self.network(False), values, len(targets.codes), self.settings)
+        scores = outputs_of(self.network(False).scores, values, len(targets.codes), self.settings)
         if trained is not None:
             _restore(self._live, trained)
         codes = torch.from_numpy(targets.codes)
