@@ -94,7 +94,8 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         Hold out ``validation_fraction`` of the images, by class; keep the epoch with the least loss on them, and end
         when it has not fallen for ``n_iter_no_change`` epochs.
     validation_fraction : float, default=0.1
-        Share of the images that are held out.
+        Share of the images that are held out: of each class that share, but at least one image and never all of them. A
+        class with a single image is trained on.
     n_iter_no_change : int, default=5
         Epochs without a better one after which training ends.
     warm_start : bool, default=False
@@ -241,7 +242,8 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         X : array-like of n images
             As in :meth:`PretrainedFeatureExtractor.transform`.
         y : array-like of shape (n,) or (n, n_labels)
-            Labels of any kind; or 0 and 1 for each of several labels, of which an image can have any number.
+            Labels of any kind, none of them missing; or 0 and 1 for each of several labels, of which an image can have
+            any number.
         sample_weight : array-like of shape (n,) or None, default=None
             What each image weighs. Those that weigh nothing are left out.
 
@@ -284,7 +286,8 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         -------
         self
         """
-        from featx.training.targets import Labels, is_multilabel
+        from featx.training.labels import is_multilabel
+        from featx.training.targets import Labels
 
         first = not hasattr(self, "tensors_")
         if first and classes is None and not is_multilabel(y):

@@ -156,19 +156,10 @@ class TunedEstimator(NetworkEstimator):
         self._runtime: dict[str, Any] = {}  # what predicts, once it was asked to
 
     def _hold_out(self, rows: np.ndarray, labels: Labels, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        from sklearn.model_selection import train_test_split  # takes long to import, and few hold out
+        from featx.training.validation import hold_out
 
-        by = labels.codes[rows] if labels.codes.ndim == 1 and len(labels.classes) > 1 else None
-        try:
-            training, held_out = train_test_split(
-                rows, test_size=self.validation_fraction, stratify=by, random_state=seed
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"Images enough of every class for validation_fraction={self.validation_fraction} are expected, got "
-                f"{len(rows)} images: {error} Set early_stopping=False."
-            ) from error
-        return np.sort(training), np.sort(held_out)
+        training, held_out = hold_out(labels.codes[rows], self.validation_fraction, seed)
+        return rows[training], rows[held_out]
 
     def _recipe(self, model: Model, n: int, seed: int, once: bool) -> Recipe:
         from featx.images.augmentation import Augmentation
