@@ -19,6 +19,7 @@ from featx.activations import remembered
 from featx.base import NetworkEstimator
 from featx.images.sources import MAX_PIXELS, Items
 from featx.lazy import LazyTransformMixin, is_lazy, note_columns
+from featx.output import check_has_columns
 from featx.store import FeatureStore, resolve_store
 from featx.threads import n_threads
 
@@ -252,6 +253,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
             X is of no form that is known, or a parameter is wrong.
         """
         self._validate_params()
+        check_has_columns(self)
         store = self._store()
         question = remembered.question_of(self, store, make=True)
         known, items = self._known_rows(X, store, question)

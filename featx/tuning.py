@@ -356,6 +356,7 @@ class TunedEstimator(NetworkEstimator):
             "history": self.history_,
             "best_epoch": self.best_epoch_,
             "n_features": getattr(self, "n_features_in_", None),
+            "feature_names": [*getattr(self, "feature_names_in_", ())],
         }
         save_fitted(path, self.tensors_, about)
 
@@ -384,6 +385,8 @@ class TunedEstimator(NetworkEstimator):
         loaded._be_fitted(classes, about["multilabel"], tensors, about["history"], about["best_epoch"])
         if about["n_features"] is not None:
             loaded.n_features_in_ = about["n_features"]
+        if names := about.get("feature_names"):  # files of earlier versions have none
+            loaded.feature_names_in_ = np.asarray(names, dtype=object)
         return loaded
 
     def __getstate__(self) -> dict[str, Any]:
