@@ -13,7 +13,7 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import validate_data
 
-from featx.images.sources import Items, as_items
+from featx.images.sources import ADVICE, Items, as_items
 from featx.store import FeatureStore, resolve_store
 
 if TYPE_CHECKING:
@@ -50,6 +50,10 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[mis
         "verbose": ["verbose"],
     }
 
+    # What to do about an unreadable image under on_error="raise".
+    _way_out: ClassVar[str] = (
+        'Remove it (featx.find_unreadable lists all such rows), or set on_error="nan" for a row of NaN.'
+    )
     _param_names: ClassVar[list[str]]
 
     @classmethod
@@ -71,6 +75,7 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[mis
             raw=self.preprocess is None,
             short_side=None if in_full or self.decode == "exact" else self._short_side(),
             storage_options=self.storage_options,
+            advice=self._way_out if self.on_error == "raise" else ADVICE,
         )
 
     def _checked_rows(self, X: Any, reset: bool) -> np.ndarray:

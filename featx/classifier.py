@@ -41,6 +41,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
     on_error : {"raise", "nan"}, default="raise"
         An unreadable image raises an error that names its row and file. With ``"nan"`` ``fit`` leaves it out, with one
         warning, ``predict_proba`` and ``transform`` give a row of NaN, and ``predict``, without such a label, raises.
+        :func:`featx.find_unreadable` lists such rows beforehand.
     storage_options : dict or None, default=None
         As in :class:`PretrainedFeatureExtractor`; lets paths be URLs.
     freeze : int, "all" or str, default=0
@@ -315,9 +316,9 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         if np.isnan(proba).any():
             rows = np.flatnonzero(np.isnan(proba).any(axis=1)).tolist()
             raise ImageError(
-                f"Readable images are expected, got unreadable ones at X{rows[:5]}, which have no label. Remove them, "
-                "or take predict_proba, which gives rows of NaN.",
+                f"Readable images are expected, got unreadable ones at X{rows[:5]}, which have no label.",
                 row=rows[0],
+                advice="Remove what featx.find_unreadable lists, or take predict_proba, which gives rows of NaN.",
             )
         return (proba > 0.5).astype(int) if self._multilabel else self.classes_[proba.argmax(axis=1)]
 

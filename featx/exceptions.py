@@ -22,20 +22,34 @@ class ImageError(FeatxError, ValueError):
 
     Parameters
     ----------
-    message : str
-        What is wrong and what to do about it.
+    problem : str
+        What is wrong, as a sentence.
     row : int or None, default=None
         Position in X, counted from 0.
     source : str or None, default=None
         The file it was read from, None for pixels in memory.
     reason : str or None, default=None
         What is wrong, alone ("truncated JPEG").
+    advice : str or None, default=None
+        What to do about it, as a sentence: the end of the message.
+
+    Attributes
+    ----------
+    problem, row, source, reason
+        As given; the problem without its full stop.
     """
 
     def __init__(
-        self, message: str, *, row: int | None = None, source: str | None = None, reason: str | None = None
+        self,
+        problem: str,
+        *,
+        row: int | None = None,
+        source: str | None = None,
+        reason: str | None = None,
+        advice: str | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(problem if advice is None else f"{problem} {advice}")
+        self.problem = problem.removesuffix(".")
         self.row = row
         self.source = source
         self.reason = reason

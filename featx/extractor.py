@@ -92,7 +92,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         by ``PIL.Image.MAX_IMAGE_PIXELS`` as well.
     on_error : {"raise", "nan"}, default="raise"
         An unreadable image raises an error that names its row and file, or becomes a row of NaN with one warning
-        that counts them.
+        that counts them; most estimators refuse NaN. :func:`featx.find_unreadable` lists such rows beforehand.
     storage_options : dict or None, default=None
         Lets paths be URLs (``s3://``, ``https://``, ...), opened through fsspec with these options, such as
         ``{"anon": True}``; ``{}`` for none. A URL is read anew in every call. Credentials are better left to the
@@ -129,6 +129,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
     featx.list_layers : Names that ``layers`` takes.
     featx.FeatureStore : Where features are kept.
     featx.load_image_folder : Paths and labels from a folder of class subfolders.
+    featx.find_unreadable : Rows that cannot be read, with reasons.
 
     References
     ----------

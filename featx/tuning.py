@@ -79,6 +79,11 @@ class TunedEstimator(NetworkEstimator):
         "random_state": ["random_state"],
     }
 
+    _way_out = (
+        'Remove it (featx.find_unreadable lists all such rows), or set on_error="nan": fit leaves it out, '
+        "predict_proba gives NaN."
+    )
+
     def _train(
         self, items: Items, labels: Labels, sample_weight: Any, start: Tensors | None, given: Any, once: bool = False
     ) -> None:
@@ -89,7 +94,7 @@ class TunedEstimator(NetworkEstimator):
         check_consistent_length(range(len(items)), labels.codes)
         weights = _check_sample_weight(sample_weight, range(len(items)), dtype=np.float64, ensure_non_negative=True)
         rows = np.flatnonzero(weights > 0)
-        rows = rows[self._readable(items.take(rows.tolist()))]
+        rows = rows[self._readable(items.take(rows.tolist()), " and are left out.")]
         if not len(rows):
             raise ValueError("At least one readable image that weighs something is expected, got none.")
         random = check_random_state(self.random_state)
@@ -219,7 +224,7 @@ class TunedEstimator(NetworkEstimator):
     def _outputs(self, X: Any, *, scores: bool) -> np.ndarray:
         self._validate_params()
         items = self._items(X, reset=False)
-        readable = self._readable(items)
+        readable = self._readable(items, "; their rows are NaN.")
         if not len(readable):
             raise ValueError("At least one readable image is expected, got none.")
         model = self._model(items)
@@ -248,13 +253,14 @@ class TunedEstimator(NetworkEstimator):
                 shared["layers"] = model.plan.layers[0].label
         return shared
 
-    def _readable(self, items: Items) -> np.ndarray:
+    def _readable(self, items: Items, consequence: str) -> np.ndarray:
         """Rows of the images that can be read; all of them where others are to raise."""
         if self.on_error == "raise":
             return np.arange(len(items))
-        from featx.images.loading import readable_rows
+        from featx.activations.engine import n_threads
+        from featx.images.unreadable import readable_rows
 
-        return np.asarray(readable_rows(items), dtype=int)
+        return np.asarray(readable_rows(items, n_threads(self.n_jobs), consequence), dtype=int)
 
     def _model(self, items: Items | None) -> Model:
         """What the last fit has trained; the same object while the shape of the images is."""

@@ -22,6 +22,9 @@ MAX_PIXELS = 178956970  # what Pillow takes for the limit between a photo and an
 
 _PATHS = (str, os.PathLike)
 
+#: What to do about an unreadable image, whatever is to become of it.
+ADVICE = "Remove it: featx.find_unreadable lists all such rows."
+
 _ACCEPTED = (
     "a list, array, Series or one-column frame of paths, bytes, PIL images or arrays, an (n, height, width[, "
     "channels]) array or an (n, channels, height, width) torch tensor"
@@ -37,14 +40,19 @@ class Items(Sequence[Item]):
         Anything with a length and positional indexing.
     rows : sequence of int or None, default=None
         Which elements, None for all.
+    advice : str, default=ADVICE
+        What to do about an item that cannot be read, for its message.
     **options
         `image_shape` (complete), `pixel_range`, `max_pixels`, `raw`, `short_side`, `storage_options` as in
         :func:`as_items`.
     """
 
-    def __init__(self, elements: Any, rows: Sequence[int] | None = None, **options: Any) -> None:
+    def __init__(
+        self, elements: Any, rows: Sequence[int] | None = None, *, advice: str = ADVICE, **options: Any
+    ) -> None:
         self._elements = elements
         self._rows = range(len(elements)) if rows is None else rows
+        self._advice = advice
         self._options = options
 
     def __len__(self) -> int:
@@ -56,7 +64,7 @@ class Items(Sequence[Item]):
     def __getitem__(self, index: slice) -> Items: ...
     def __getitem__(self, index: int | slice) -> Item | Items:
         if isinstance(index, slice):
-            return Items(self._elements, self._rows[index], **self._options)
+            return self._with(self._rows[index])
         return _item(self._elements[self._rows[index]], **self._options)
 
     @property
@@ -72,11 +80,14 @@ class Items(Sequence[Item]):
 
     def take(self, rows: Iterable[int]) -> Items:
         """Some of the items, in the order asked for."""
-        return Items(self._elements, [self._rows[row] for row in rows], **self._options)
+        return self._with([self._rows[row] for row in rows])
 
     def read_at(self, short_side: int | None) -> Items:
         """The same, encoded images at another scale."""
-        return Items(self._elements, self._rows, **(self._options | {"short_side": short_side}))
+        return self._with(self._rows, short_side=short_side)
+
+    def _with(self, rows: Sequence[int], **options: Any) -> Items:
+        return Items(self._elements, rows, advice=self._advice, **(self._options | options))
 
     def load(self, row: int) -> torch.Tensor:
         """Pixels of one item.
@@ -152,8 +163,8 @@ class Items(Sequence[Item]):
     def _fail(self, row: int, item: Item, error: UnreadableImage) -> NoReturn:
         original = self._rows[row]
         where = f"X[{original}]" if item.source is None else f"X[{original}] ({item.source!r})"
-        message = f'{where} is not a readable image: {error}. Remove it, or set on_error="nan".'
-        raise ImageError(message, row=original, source=item.source, reason=str(error)) from error
+        problem = f"{where} is not a readable image: {error}."
+        raise ImageError(problem, row=original, source=item.source, reason=str(error), advice=self._advice) from error
 
 
 def as_items(
@@ -165,6 +176,7 @@ def as_items(
     raw: bool = False,
     short_side: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    advice: str = ADVICE,
 ) -> Items:
     """X as a sequence of items.
 
@@ -188,6 +200,8 @@ def as_items(
         Pixels that are enough: a JPEG is then read at its smallest built-in scale that has as many.
     storage_options : mapping or None, default=None
         Lets URLs be opened, through fsspec with these options.
+    advice : str, default=ADVICE
+        What to do about an image that cannot be read, for its message.
 
     Returns
     -------
@@ -217,6 +231,7 @@ def as_items(
         raw=raw,
         short_side=short_side,
         storage_options=storage_options,
+        advice=advice,
     )
 
 

@@ -1,0 +1,176 @@
+"""Which images cannot be read, and why: decoded all, before or instead of whatever else is done with them."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+from sklearn.utils import Bunch, check_array
+from tqdm.auto import tqdm
+
+from featx import threads
+from featx.exceptions import ImageError
+from featx.images.items import PixelRange
+from featx.images.sources import MAX_PIXELS, Items, as_items
+
+# Images handed to a thread together, and how many such parts wait for each thread.
+_TASK_SIZE, _TASKS_AHEAD = 8, 4
+
+
+def find_unreadable(
+    X: Any,
+    *,
+    image_shape: tuple[int, ...] | None = None,
+    pixel_range: PixelRange = "auto",
+    preprocess: Any = "weights",
+    max_pixels: int = MAX_PIXELS,
+    storage_options: Mapping[str, Any] | None = None,
+    n_jobs: int | None = None,
+    verbose: int = 0,
+) -> Bunch:
+    """Rows of X whose images cannot be read, with the reasons.
+
+    Decodes every image in full, once, and keeps none, so that a file is found that is merely cut short. The rows are
+    those for which an estimator with the same parameters raises an error, or gives NaN under ``on_error="nan"``.
+
+    Parameters
+    ----------
+    X : array-like of n images
+        As in :meth:`PretrainedFeatureExtractor.transform`.
+    image_shape, pixel_range, max_pixels, storage_options : as in :class:`PretrainedFeatureExtractor`
+        What X is, and what is allowed.
+    preprocess : str, None or callable, default="weights"
+        As in :class:`PretrainedFeatureExtractor`. Only matters where it is None: X then holds ready tensors.
+    n_jobs : int or None, default=None
+        Decoding threads; None means as many as torch uses, -1 all cores.
+    verbose : int, default=0
+        1 shows a progress bar with images per second.
+
+    Returns
+    -------
+    Bunch
+        With the attributes
+
+        - ``rows``: ndarray of shape (n_unreadable,), int, positions in X, ascending;
+        - ``sources``: ndarray of shape (n_unreadable,), dtype object, the files as str, None for pixels in memory;
+        - ``reasons``: ndarray of shape (n_unreadable,), dtype object, what is wrong as str, such as "truncated JPEG".
+
+    Raises
+    ------
+    TypeError, ValueError
+        X as a whole is of no form that is known, or a parameter is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from featx import find_unreadable
+    >>> X = [np.zeros((8, 8, 3), dtype="uint8"), "photos/no such photo.jpg", np.ones((8, 8)), None]
+    >>> bad = find_unreadable(X)
+    >>> bad.rows.tolist(), bad.reasons.tolist()
+    ([1, 3], ['no such file', 'a missing value'])
+
+    Without these rows, of X and of its labels:
+
+    >>> y = np.array([0, 1, 1, 0])
+    >>> X = [image for row, image in enumerate(X) if row not in bad.rows]
+    >>> y = np.delete(y, bad.rows)
+    >>> len(X), len(y)
+    (2, 2)
+    """
+    if image_shape is not None:
+        X = check_array(X, dtype="numeric", ensure_all_finite=False, input_name="X")
+    items = as_items(
+        X,
+        image_shape=image_shape,
+        pixel_range=pixel_range,
+        max_pixels=max_pixels,
+        raw=preprocess is None,
+        storage_options=storage_options,
+    )
+    with tqdm(total=len(items), unit="img", desc="decoding", disable=not verbose) as bar:
+        errors = unreadable_rows(items, _n_threads(n_jobs), bar.update)
+    return Bunch(
+        rows=np.array([*errors], dtype=int),
+        sources=np.array([error.source for error in errors.values()], dtype=object),
+        reasons=np.array([error.reason for error in errors.values()], dtype=object),
+    )
+
+
+def unreadable_rows(
+    items: Items, n_jobs: int = 1, tick: Callable[[int], object] = lambda n: None
+) -> dict[int, ImageError]:
+    """Errors of the items that cannot be read, by position; decodes all of them, in ``n_jobs`` threads.
+
+    ``tick`` is told how many more are done, in the calling thread.
+    """
+    found: dict[int, ImageError] = {}
+    with closing(_errors(items, n_jobs)) as parts:
+        for start, errors in parts:
+            found |= {start + i: error for i, error in enumerate(errors) if error is not None}
+            tick(len(errors))
+    return found
+
+
+def readable_rows(items: Items, n_jobs: int, consequence: str) -> list[int]:
+    """Positions of the items that can be read; one warning counts the others and says what becomes of them."""
+    errors = unreadable_rows(items, n_jobs)
+    warn_unreadable([*errors.values()], len(items), consequence, stacklevel=4)
+    return [row for row in range(len(items)) if row not in errors]
+
+
+def warn_unreadable(errors: Sequence[ImageError], n_images: int, consequence: str, stacklevel: int) -> None:
+    """One warning that counts unreadable images and names the first, where there are any.
+
+    Parameters
+    ----------
+    errors : sequence of ImageError
+    n_images : int
+        Of which they are.
+    consequence : str
+        The end of a sentence.
+    stacklevel : int
+        As of `warnings.warn`, seen from the caller.
+    """
+    if errors:
+        count = f"{len(errors)} of {n_images} images could not be read{consequence}"
+        warnings.warn(f"{count} The first: {errors[0].problem}.", UserWarning, stacklevel=stacklevel + 1)
+
+
+def _errors(items: Items, n_jobs: int) -> Iterator[tuple[int, list[ImageError | None]]]:
+    """For some items at a time, where they start and the error of each, or None; threads are a little ahead."""
+    ahead: deque[tuple[int, Future[list[ImageError | None]]]] = deque()
+    starts = iter(range(0, len(items), _TASK_SIZE))
+    pool = ThreadPoolExecutor(n_jobs, thread_name_prefix="featx-decode")
+    try:
+        while True:
+            while len(ahead) < n_jobs * _TASKS_AHEAD and (start := next(starts, None)) is not None:
+                ahead.append((start, pool.submit(_try, items, range(start, min(start + _TASK_SIZE, len(items))))))
+            if not ahead:
+                return
+            start, future = ahead.popleft()
+            yield start, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _try(items: Items, rows: range) -> list[ImageError | None]:
+    return [_error_of(items, row) for row in rows]
+
+
+def _error_of(items: Items, row: int) -> ImageError | None:
+    try:
+        items.load(row)
+    except ImageError as error:
+        return error
+    return None
+
+
+def _n_threads(n_jobs: int | None) -> int:
+    import torch
+
+    return threads.n_threads(n_jobs, torch.get_num_threads())
