@@ -22,12 +22,12 @@ def photos(tmp_path):
         "ants/.hidden.jpg",
         "ants/.thumbnails/1.jpg",
         ".git/x.jpg",
-        "empty/readme.md",
         "loose.jpg",
     ):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"not an image")
+    (tmp_path / "empty").mkdir()
     return tmp_path
 
 
@@ -82,8 +82,10 @@ def test_folder_errors_say_what_was_looked_for(photos, tmp_path):
         load_image_folder(tmp_path / "nowhere")
     with pytest.raises(NotADirectoryError, match=r"got path='.*loose.jpg', a file"):
         load_image_folder(photos / "loose.jpg")
-    with pytest.raises(ValueError, match=r"without any file named \*\.jpg, \*\.jpeg.* in a subfolder"):
+    with pytest.raises(ValueError, match=r"in whose subfolders is none; there are 1 \.jpeg \(beside"):
         load_image_folder(photos / "ants")
+    with pytest.raises(ValueError, match=r"got path='.*empty', which holds no files\. Put each class's"):
+        load_image_folder(photos / "empty")
 
 
 def test_folder_is_public():
