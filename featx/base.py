@@ -13,7 +13,8 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import validate_data
 
-from featx.images.sources import ADVICE, Items, as_items
+from featx.exceptions import REMOVE_IT
+from featx.images.sources import Items, as_items
 from featx.store import FeatureStore, resolve_store
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[mis
             raw=self.preprocess is None,
             short_side=None if in_full or self.decode == "exact" else self._short_side(),
             storage_options=self.storage_options,
-            advice=self._way_out if self.on_error == "raise" else ADVICE,
+            advice=self._way_out if self.on_error == "raise" else REMOVE_IT,
         )
 
     def _checked_rows(self, X: Any, reset: bool) -> np.ndarray:

@@ -5,6 +5,9 @@ Each is also the builtin it comes closest to, so that code which knows nothing o
 
 from __future__ import annotations
 
+#: What to do about an image that cannot be read, whatever is to become of its row.
+REMOVE_IT = "Remove it: featx.find_unreadable lists all such rows."
+
 
 class FeatxError(Exception):
     """Base of all errors of this package."""
@@ -53,6 +56,13 @@ class ImageError(FeatxError, ValueError):
         self.row = row
         self.source = source
         self.reason = reason
+
+    @classmethod
+    def at(cls, row: int, source: str | None, reason: str, advice: str) -> ImageError:
+        """Of one row of X, by its place, its file, what is wrong with it, and what to do about it."""
+        where = f"X[{row}]" if source is None else f"X[{row}] ({source!r})"
+        problem = f"{where} is not a readable image: {reason}."
+        return cls(problem, row=row, source=source, reason=reason, advice=advice)
 
 
 class LayerError(FeatxError, ValueError):

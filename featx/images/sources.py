@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.exceptions import ImageError, UnreadableImage
+from featx.exceptions import REMOVE_IT, ImageError, UnreadableImage
 from featx.images.items import ArrayItem, Item, PathItem, PixelRange, is_a, item_from
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 MAX_PIXELS = 178956970  # what Pillow takes for the limit between a photo and an attack
 
 _PATHS = (str, os.PathLike)
-
-#: What to do about an unreadable image, whatever is to become of it.
-ADVICE = "Remove it: featx.find_unreadable lists all such rows."
 
 _ACCEPTED = (
     "a list, array, Series or one-column frame of paths, bytes, PIL images or arrays, an (n, height, width[, "
@@ -40,19 +37,14 @@ class Items(Sequence[Item]):
         Anything with a length and positional indexing.
     rows : sequence of int or None, default=None
         Which elements, None for all.
-    advice : str, default=ADVICE
-        What to do about an item that cannot be read, for its message.
     **options
-        `image_shape` (complete), `pixel_range`, `max_pixels`, `raw`, `short_side`, `storage_options` as in
+        `image_shape` (complete), `pixel_range`, `max_pixels`, `raw`, `short_side`, `storage_options`, `advice` as in
         :func:`as_items`.
     """
 
-    def __init__(
-        self, elements: Any, rows: Sequence[int] | None = None, *, advice: str = ADVICE, **options: Any
-    ) -> None:
+    def __init__(self, elements: Any, rows: Sequence[int] | None = None, **options: Any) -> None:
         self._elements = elements
         self._rows = range(len(elements)) if rows is None else rows
-        self._advice = advice
         self._options = options
 
     def __len__(self) -> int:
@@ -64,7 +56,7 @@ class Items(Sequence[Item]):
     def __getitem__(self, index: slice) -> Items: ...
     def __getitem__(self, index: int | slice) -> Item | Items:
         if isinstance(index, slice):
-            return self._with(self._rows[index])
+            return Items(self._elements, self._rows[index], **self._options)
         return _item(self._elements[self._rows[index]], **self._options)
 
     @property
@@ -80,22 +72,14 @@ class Items(Sequence[Item]):
 
     def take(self, rows: Iterable[int]) -> Items:
         """Some of the items, in the order asked for."""
-        return self._with([self._rows[row] for row in rows])
+        return Items(self._elements, [self._rows[row] for row in rows], **self._options)
 
     def read_at(self, short_side: int | None) -> Items:
         """The same, encoded images at another scale."""
-        return self._with(self._rows, short_side=short_side)
-
-    def _with(self, rows: Sequence[int], **options: Any) -> Items:
-        return Items(self._elements, rows, advice=self._advice, **(self._options | options))
+        return Items(self._elements, self._rows, **(self._options | {"short_side": short_side}))
 
     def load(self, row: int) -> torch.Tensor:
-        """Pixels of one item.
-
-        Parameters
-        ----------
-        row : int
-            Position in this sequence.
+        """Pixels of one item, by its position in this sequence.
 
         Returns
         -------
@@ -161,10 +145,7 @@ class Items(Sequence[Item]):
             self._fail(row, item, error)
 
     def _fail(self, row: int, item: Item, error: UnreadableImage) -> NoReturn:
-        original = self._rows[row]
-        where = f"X[{original}]" if item.source is None else f"X[{original}] ({item.source!r})"
-        problem = f"{where} is not a readable image: {error}."
-        raise ImageError(problem, row=original, source=item.source, reason=str(error), advice=self._advice) from error
+        raise ImageError.at(self._rows[row], item.source, str(error), self._options["advice"]) from error
 
 
 def as_items(
@@ -176,7 +157,7 @@ def as_items(
     raw: bool = False,
     short_side: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
-    advice: str = ADVICE,
+    advice: str = REMOVE_IT,
 ) -> Items:
     """X as a sequence of items.
 
@@ -200,7 +181,7 @@ def as_items(
         Pixels that are enough: a JPEG is then read at its smallest built-in scale that has as many.
     storage_options : mapping or None, default=None
         Lets URLs be opened, through fsspec with these options.
-    advice : str, default=ADVICE
+    advice : str, default=REMOVE_IT
         What to do about an image that cannot be read, for its message.
 
     Returns
@@ -236,7 +217,13 @@ def as_items(
 
 
 def _item(
-    element: Any, *, image_shape: tuple[int, ...] | None, pixel_range: PixelRange, raw: bool, **encoded: Any
+    element: Any,
+    *,
+    image_shape: tuple[int, ...] | None,
+    pixel_range: PixelRange,
+    raw: bool,
+    advice: str,
+    **encoded: Any,
 ) -> Item:
     if image_shape is not None:
         return ArrayItem(element.reshape(image_shape), pixel_range, stretch=True, raw=raw)
