@@ -94,7 +94,10 @@ class Console:
         """
         lost = [each for each in left_out if each.is_lost]
         if self.strict and lost:
-            raise click.ClickException(f"Photos alone are expected with --strict, got {told(lost)}. Move these away.")
+            raise click.ClickException(
+                f"Photos alone are expected with --strict, got {told(lost)}. Move these away, or install what reads "
+                "them."
+            )
         self.left_out += left_out
         if left_out:
             self.note(f"Left out: {told(left_out)}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,17 +105,17 @@ def list_classes(
         As of :func:`load_image_folder`, but for folders that cannot be listed and those without any picture.
     """
     root = os.fspath(_check_folder(path))
+    names = None if classes is None else _check_names(classes)
     walks, beside = walk_classes(root, choose(extensions))
-    if classes is None:
+    if names is None:
         _check_no_splits(root, walks, line)
         found = walks
     else:
-        names = _check_names(classes)
         found = {name: Listing() for name in names} | _under(names, walks)
         _check_no_others(root, names, found, line)
     empty = [name for name, listing in found.items() if not listing.pictures]
-    unlisted = [LeftOut(FOLDER, f"no picture in {name!r}", 1) for name in empty]
-    dropped = empty if classes is None else [*found.keys() - set(names)]
+    unlisted = [LeftOut(FOLDER, f"no picture of {_listed(empty)}", len(empty))] * bool(empty)
+    dropped = empty if names is None else [*found.keys() - set(names)]
     return ClassFolders(
         path=root,
         pictures={name: listing.pictures for name, listing in found.items() if name not in dropped},
@@ -135,7 +135,7 @@ def _check_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def _check_names(classes: Sequence[str]) -> list[str]:
-    names = [] if isinstance(classes, str) else [*classes]
+    names = [*classes] if isinstance(classes, Iterable) and not isinstance(classes, str | Set) else []
     if not names or len({*names}) < len(names) or not all(isinstance(name, str) for name in names):
         raise ValueError(
             f'A list of different names of class folders is expected, got classes={classes!r}. Pass ["ants", "bees"] '
@@ -160,9 +160,9 @@ def _check_no_splits(root: str, walks: Mapping[str, Listing], line: Line) -> Non
     splits = [name for name in folders if name.lower() in SPLITS]
     if splits:
         raise ValueError(
-            f"One subfolder per class is expected, got path={root!r} with {_listed(splits)}, which "
-            f"{'are' if len(splits) > 1 else 'is'} called like splits of a data set. If these are splits, "
-            f"{_way_into(root, splits, line)}. If they are classes, say so: {line(root, folders)}"
+            f"One subfolder per class is expected, got path={root!r} with the subfolders {_listed(splits)}, which "
+            f"are called like splits of a data set. If these are splits, "
+            f"{_way_into(root, splits, line)}. If they are classes, name them: {line(root, folders)}"
         )
 
 
@@ -202,15 +202,15 @@ def _holds_files(listing: Listing) -> bool:
 
 def _lost(without: Mapping[str, Listing]) -> str | None:
     files = {name: [each for each in left_out_of([listing]) if each.is_lost] for name, listing in without.items()}
-    lost = [f"{name!r} ({told(left_out)})" for name, left_out in files.items() if left_out]
+    lost = [f"{name!r}, which holds {told(left_out)}" for name, left_out in files.items() if left_out]
     if not lost:
         return None
     return (
-        f"Pictures are expected in every class folder, got none in {', '.join(lost)}. Install what "
+        f"Pictures are expected in every class folder, got none in {'; none in '.join(lost)}. Install what "
         "reads the files, or convert them; a folder that is no class belongs elsewhere."
     )
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"the subfolder{'s' * (len(names) > 1)} {', '.join(map(repr, names[:most]))}{more}"
+    return f"{', '.join(map(repr, names[:most]))}{more}"

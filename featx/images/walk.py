@@ -14,7 +14,7 @@ from featx.images.formats import NOT_ASKED_FOR, Choice, ending_of
 HIDDEN = "hidden or of the system"
 CIRCLE = "a link to a folder that it lies in"
 AGAIN = "a link to a folder that is listed already"
-BESIDE = "beside the class folders"
+BESIDE = "pictures beside the class folders"
 #: In the place of an ending.
 FOLDER = "/"
 
@@ -245,17 +245,25 @@ def left_out_of(listings: Iterable[Listing]) -> list[LeftOut]:
     return sorted(found, key=lambda each: (-each.number, each))
 
 
-def told(left_out: Sequence[LeftOut], most: int = 8) -> str:
-    """What was left out, in words: ``8 .heic (needs ...), 2 .txt (no picture ...)``."""
+def told(left_out: Sequence[LeftOut], most: int = 6) -> str:
+    """What was left out, in words: ``8 .heic (needs ...), 2 .csv and 1 .txt (no picture ...), 3 hidden or ...``."""
+    reasons = dict.fromkeys(each.reason for each in left_out if each.reason != HIDDEN)
+    words = [f"{_counted(left_out, reason, most)} ({reason})" for reason in reasons]
     hidden = sum(each.number for each in left_out if each.reason == HIDDEN)
-    words = [_counted(each) for each in left_out if each.reason != HIDDEN]
-    words[most:] = [f"{len(words) - most} more kinds"] * (len(words) > most)
     return ", ".join([*words, *[f"{hidden} {HIDDEN}"] * (hidden > 0)])
 
 
-def _counted(each: LeftOut) -> str:
-    what = {"": "without an ending", FOLDER: "folder" + "s" * (each.number > 1)}.get(each.ending, each.ending)
-    return f"{each.number} {what} ({each.reason})"
+def _counted(left_out: Sequence[LeftOut], reason: str, most: int) -> str:
+    kinds = [each for each in left_out if each.reason == reason]
+    words = [f"{each.number} {_named(each)}" for each in kinds[:most]]
+    if rest := sum(each.number for each in kinds[most:]):
+        words.append(f"{rest} with other endings")
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _named(each: LeftOut) -> str:
+    folders = "folder" if each.number == 1 else "folders"
+    return {"": "without an ending", FOLDER: folders}.get(each.ending, each.ending)
 
 
 def _lies_in(place: str, folder: str) -> bool:
