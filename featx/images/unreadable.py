@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import Any
+from itertools import islice
+from numbers import Integral
+from typing import Any, TypeVar
 
 import numpy as np
 from sklearn.utils import Bunch, check_array
+from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 from tqdm.auto import tqdm
 
 from featx import threads
@@ -18,10 +21,24 @@ from featx.exceptions import ImageError
 from featx.images.items import PixelRange
 from featx.images.sources import MAX_PIXELS, Items, as_items
 
+T = TypeVar("T")
+
 # Images handed to a thread together, and how many such parts wait for each thread.
 _TASK_SIZE, _TASKS_AHEAD = 8, 4
 
 
+@validate_params(
+    {
+        "image_shape": [tuple, list, None],
+        "pixel_range": [StrOptions({"auto"}), tuple, list],
+        "preprocess": [str, callable, None],
+        "max_pixels": [Interval(Integral, 1, None, closed="left")],
+        "storage_options": [dict, None],
+        "n_jobs": [Interval(Integral, 1, None, closed="left"), Interval(Integral, None, -1, closed="right"), None],
+        "verbose": ["verbose"],
+    },
+    prefer_skip_nested_validation=False,
+)  # type: ignore[untyped-decorator]
 def find_unreadable(
     X: Any,
     *,
@@ -93,7 +110,7 @@ def find_unreadable(
         storage_options=storage_options,
     )
     with tqdm(total=len(items), unit="img", desc="decoding", disable=not verbose) as bar:
-        errors = unreadable_rows(items, _n_threads(n_jobs), bar.update)
+        errors = unreadable_rows(items, threads_for(n_jobs), bar.update)
     return Bunch(
         rows=np.array([*errors], dtype=int),
         sources=np.array([error.source for error in errors.values()], dtype=object),
@@ -108,12 +125,43 @@ def unreadable_rows(
 
     ``tick`` is told how many more are done, in the calling thread.
     """
-    found: dict[int, ImageError] = {}
-    with closing(_errors(items, n_jobs)) as parts:
-        for start, errors in parts:
-            found |= {start + i: error for i, error in enumerate(errors) if error is not None}
-            tick(len(errors))
-    return found
+
+    def look(row: int) -> None:
+        items.load(row)
+
+    with closing(looked_at(len(items), look, n_jobs, tick)) as seen:
+        return {row: error for row, error in enumerate(seen) if isinstance(error, ImageError)}
+
+
+def looked_at(
+    n_rows: int, look: Callable[[int], T], n_jobs: int, tick: Callable[[int], object]
+) -> Generator[T | ImageError]:
+    """What ``look(row)`` gives for each row in turn, or the error of an unreadable image; threads are a little ahead.
+
+    The threads are gone when the iterator ends, however it does.
+    """
+
+    def look_at(rows: range) -> list[T | ImageError]:
+        return [_or_error(look, row) for row in rows]
+
+    parts = iter(range(start, min(start + _TASK_SIZE, n_rows)) for start in range(0, n_rows, _TASK_SIZE))
+    pool = ThreadPoolExecutor(n_jobs, thread_name_prefix="featx-decode")
+    try:
+        ahead = deque(pool.submit(look_at, rows) for rows in islice(parts, n_jobs * _TASKS_AHEAD))
+        while ahead:
+            found = ahead.popleft().result()
+            ahead.extend(pool.submit(look_at, rows) for rows in islice(parts, 1))
+            yield from found
+            tick(len(found))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _or_error(look: Callable[[int], T], row: int) -> T | ImageError:
+    try:
+        return look(row)
+    except ImageError as error:
+        return error
 
 
 def readable_rows(items: Items, n_jobs: int, consequence: str) -> list[int]:
@@ -141,36 +189,8 @@ def warn_unreadable(errors: Sequence[ImageError], n_images: int, consequence: st
         warnings.warn(f"{count} The first: {errors[0].problem}.", UserWarning, stacklevel=stacklevel + 1)
 
 
-def _errors(items: Items, n_jobs: int) -> Iterator[tuple[int, list[ImageError | None]]]:
-    """For some items at a time, where they start and the error of each, or None; threads are a little ahead."""
-    ahead: deque[tuple[int, Future[list[ImageError | None]]]] = deque()
-    starts = iter(range(0, len(items), _TASK_SIZE))
-    pool = ThreadPoolExecutor(n_jobs, thread_name_prefix="featx-decode")
-    try:
-        while True:
-            while len(ahead) < n_jobs * _TASKS_AHEAD and (start := next(starts, None)) is not None:
-                ahead.append((start, pool.submit(_try, items, range(start, min(start + _TASK_SIZE, len(items))))))
-            if not ahead:
-                return
-            start, future = ahead.popleft()
-            yield start, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _try(items: Items, rows: range) -> list[ImageError | None]:
-    return [_error_of(items, row) for row in rows]
-
-
-def _error_of(items: Items, row: int) -> ImageError | None:
-    try:
-        items.load(row)
-    except ImageError as error:
-        return error
-    return None
-
-
-def _n_threads(n_jobs: int | None) -> int:
+def threads_for(n_jobs: int | None) -> int:
+    """Decoding threads: as many as torch uses for None, otherwise joblib's reading of ``n_jobs``."""
     import torch
 
     return threads.n_threads(n_jobs, torch.get_num_threads())
