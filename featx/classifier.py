@@ -322,6 +322,13 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
             )
         return (proba > 0.5).astype(int) if self._multilabel else self.classes_[proba.argmax(axis=1)]
 
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Accuracy of :meth:`predict`, as of any classifier of scikit-learn; a missing label is an error."""
+        from featx.training.labels import check_labelled
+
+        check_labelled(y)
+        return float(super().score(X, y, sample_weight))
+
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities of the classes.
 

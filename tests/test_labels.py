@@ -209,10 +209,13 @@ def test_infinite_label_is_told_as_scikit_learn_does(y: Any) -> None:
         Labels.of("x", y)
 
 
-def test_missing_label_is_told_by_displays_too() -> None:
+def test_missing_label_is_told_by_score_and_displays_too() -> None:
     X, y = IMAGES[:6], pd.Series(["ant", None, "bee"] * 2, dtype="str")
     fitted = classifier().fit(X, np.arange(6) % 2)
     extractor = PretrainedFeatureExtractor("featx_micro", pixel_range=(0, 16), image_size=16)
+    for labels in (y, [*y], y.astype(object)):
+        with pytest.raises(ValueError, match=r"^Input y contains NaN"):
+            fitted.score(X, labels)
     with pytest.raises(ValueError, match=r"^Input y contains NaN"):
         MistakesDisplay.from_estimator(fitted, X, y)
     with pytest.raises(ValueError, match=r"^Input y contains NaN"):

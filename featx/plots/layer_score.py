@@ -172,8 +172,7 @@ class LayerScoreDisplay(Display):
 
         caller = f"{cls.__name__}.from_estimator"
         check_matplotlib(caller, ax)
-        if y is not None:
-            check_labelled(y)
+        check_labelled(y)
         model = _with_classifier(estimator, classifier, caller)
         ((name, extractor),) = _extractors(model, caller).items()
         prefix = name and f"{name}__"

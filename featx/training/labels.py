@@ -27,6 +27,8 @@ def check_labelled(y: Any) -> None:
     ValueError
         In scikit-learn's words.
     """
+    if y is None:
+        return None
     if issparse(y):
         return assert_all_finite(y, input_name="y")
     # In an array of texts NaN would become the text "nan".
