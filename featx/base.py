@@ -76,7 +76,7 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[mis
             raw=self.preprocess is None,
             short_side=None if in_full or self.decode == "exact" else self._short_side(),
             storage_options=self.storage_options,
-            advice=self._way_out if self.on_error == "raise" else REMOVE_IT,
+            remedy=self._way_out if self.on_error == "raise" else REMOVE_IT,
         )
 
     def _checked_rows(self, X: Any, reset: bool) -> np.ndarray:

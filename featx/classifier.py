@@ -318,7 +318,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
             raise ImageError(
                 f"Readable images are expected, got unreadable ones at X{rows[:5]}, which have no label.",
                 row=rows[0],
-                advice="Remove what featx.find_unreadable lists, or take predict_proba, which gives rows of NaN.",
+                remedy="Remove what featx.find_unreadable lists, or take predict_proba, which gives rows of NaN.",
             )
         return (proba > 0.5).astype(int) if self._multilabel else self.classes_[proba.argmax(axis=1)]
 

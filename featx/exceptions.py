@@ -33,7 +33,7 @@ class ImageError(FeatxError, ValueError):
         The file it was read from, None for pixels in memory.
     reason : str or None, default=None
         What is wrong, alone ("truncated JPEG").
-    advice : str or None, default=None
+    remedy : str or None, default=None
         What to do about it, as a sentence: the end of the message.
 
     Attributes
@@ -49,20 +49,20 @@ class ImageError(FeatxError, ValueError):
         row: int | None = None,
         source: str | None = None,
         reason: str | None = None,
-        advice: str | None = None,
+        remedy: str | None = None,
     ) -> None:
-        super().__init__(problem if advice is None else f"{problem} {advice}")
+        super().__init__(problem if remedy is None else f"{problem} {remedy}")
         self.problem = problem.removesuffix(".")
         self.row = row
         self.source = source
         self.reason = reason
 
     @classmethod
-    def at(cls, row: int, source: str | None, reason: str, advice: str) -> ImageError:
+    def at(cls, row: int, source: str | None, reason: str, remedy: str) -> ImageError:
         """Of one row of X, by its place, its file, what is wrong with it, and what to do about it."""
         where = f"X[{row}]" if source is None else f"X[{row}] ({source!r})"
         problem = f"{where} is not a readable image: {reason}."
-        return cls(problem, row=row, source=source, reason=reason, advice=advice)
+        return cls(problem, row=row, source=source, reason=reason, remedy=remedy)
 
 
 class LayerError(FeatxError, ValueError):

@@ -38,7 +38,7 @@ class Items(Sequence[Item]):
     rows : sequence of int or None, default=None
         Which elements, None for all.
     **options
-        `image_shape` (complete), `pixel_range`, `max_pixels`, `raw`, `short_side`, `storage_options`, `advice` as in
+        `image_shape` (complete), `pixel_range`, `max_pixels`, `raw`, `short_side`, `storage_options`, `remedy` as in
         :func:`as_items`.
     """
 
@@ -145,7 +145,7 @@ class Items(Sequence[Item]):
             self._fail(row, item, error)
 
     def _fail(self, row: int, item: Item, error: UnreadableImage) -> NoReturn:
-        raise ImageError.at(self._rows[row], item.source, str(error), self._options["advice"]) from error
+        raise ImageError.at(self._rows[row], item.source, str(error), self._options["remedy"]) from error
 
 
 def as_items(
@@ -157,7 +157,7 @@ def as_items(
     raw: bool = False,
     short_side: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
-    advice: str = REMOVE_IT,
+    remedy: str = REMOVE_IT,
 ) -> Items:
     """X as a sequence of items.
 
@@ -181,7 +181,7 @@ def as_items(
         Pixels that are enough: a JPEG is then read at its smallest built-in scale that has as many.
     storage_options : mapping or None, default=None
         Lets URLs be opened, through fsspec with these options.
-    advice : str, default=REMOVE_IT
+    remedy : str, default=REMOVE_IT
         What to do about an image that cannot be read, for its message.
 
     Returns
@@ -212,7 +212,7 @@ def as_items(
         raw=raw,
         short_side=short_side,
         storage_options=storage_options,
-        advice=advice,
+        remedy=remedy,
     )
 
 
@@ -222,7 +222,7 @@ def _item(
     image_shape: tuple[int, ...] | None,
     pixel_range: PixelRange,
     raw: bool,
-    advice: str,
+    remedy: str,
     **encoded: Any,
 ) -> Item:
     if image_shape is not None:

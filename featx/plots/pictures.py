@@ -73,7 +73,7 @@ def only(image: Any, reader: NetworkEstimator | None) -> Any:
             f"A readable image is expected, got {error.source or type(image).__name__!r}: {error.reason}.",
             source=error.source,
             reason=error.reason,
-            advice="Pass another one.",
+            remedy="Pass another one.",
         ) from error
     return X
 
