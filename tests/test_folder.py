@@ -140,11 +140,14 @@ def test_numbers_and_sentences_are_no_endings(tmp_path):
     assert [each[::2] for each in load_image_folder(tmp_path).left_out] == [("", 10)]
 
 
-def test_listing_loads_no_torch(tmp_path):
-    fill(tmp_path, "ants/1.jpg", "ants/1.heic")
+def test_listing_loads_no_torch_and_for_everyday_formats_no_pillow(tmp_path):
+    fill(tmp_path, "ants/1.jpg", "ants/.DS_Store")
     code = f"""
 import sys
 from featx import load_image_folder
+assert len(load_image_folder({str(tmp_path)!r}).data) == 1
+assert "PIL" not in sys.modules
+open({str(tmp_path / "ants" / "2.heic")!r}, "x").close()
 assert len(load_image_folder({str(tmp_path)!r}).data) == 2
 assert not {{"torch", "torchvision"}} & {{*sys.modules}}
 """

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-
-from PIL import Image, features
+from functools import cache
 
 from featx.images import heif
 
@@ -39,11 +38,15 @@ _EXCLUDED = frozenset(ending for endings in _NO_PHOTOS.values() for ending in en
 _READ_AS = {"MPO": "JPEG"}
 _CODECS = {"JPEG2000": "jpg_2000"}
 
+# Every Pillow decodes these, so that folders of them alone need not ask it.
+_EVERYDAY = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff"})
 _LONGEST_ENDING = 10
 
 
 def photo_endings() -> frozenset[str]:
     """Endings of pictures that can be decoded in this process, in lower case, such as ``".jpg"``."""
+    from PIL import Image
+
     Image.init()
     heif.register()
     registered = Image.registered_extensions()
@@ -51,6 +54,8 @@ def photo_endings() -> frozenset[str]:
 
 
 def _is_decoded(kind: str) -> bool:
+    from PIL import Image, features
+
     codec = _CODECS.get(kind)
     return _READ_AS.get(kind, kind) in Image.OPEN and (codec is None or bool(features.check_codec(codec)))
 
@@ -66,11 +71,11 @@ def choose(extensions: str | Iterable[str] | None = None) -> Choice:
     if extensions is not None:
         asked = tuple(end.lower() for end in ([extensions] if isinstance(extensions, str) else extensions))
         return lambda name: None if name.lower().endswith(asked) else NOT_ASKED_FOR
-    known = photo_endings()
+    registered = cache(photo_endings)
 
     def why_not(name: str) -> str | None:
         ending = ending_of(name)
-        return None if ending in known else _REASONS.get(ending, UNKNOWN)
+        return None if ending in _EVERYDAY or ending in registered() else _REASONS.get(ending, UNKNOWN)
 
     return why_not
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import struct
 from functools import cache
 
-from PIL import Image
-
 #: What makes HEIC readable.
 INSTALL = 'pip install "featx[heic]"'
 ENDINGS = (".heic", ".heics", ".heif", ".heifs", ".hif")
@@ -54,6 +52,12 @@ def missing_decoder(kind: str | None) -> str | None:
     """Why pictures of a kind cannot be read in this process, and what helps; None where they can."""
     if kind == "HEIF" and not register():
         return f"HEIC/HEIF image, for which {INSTALL} is needed"
-    if kind == "AVIF" and ".avif" not in Image.registered_extensions():
+    if kind == "AVIF" and not _pillow_reads_avif():
         return "AVIF image, which this Pillow cannot decode; pip install --upgrade pillow"
     return None
+
+
+def _pillow_reads_avif() -> bool:
+    from PIL import Image
+
+    return ".avif" in Image.registered_extensions()
