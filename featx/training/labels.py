@@ -34,7 +34,7 @@ def check_labelled(y: Any) -> None:
     # In an array of texts NaN would become the text "nan".
     values = np.asarray(y, dtype=object if isinstance(y, list | tuple) else None)
     missing = _missing(values) | np.ma.getmaskarray(y) if np.ma.isMaskedArray(y) else _missing(values)
-    if missing.any():
+    if values.ndim and missing.any():
         rows = np.flatnonzero(missing.reshape(len(missing), -1).any(axis=1)).tolist()
         more = f" and {len(rows) - _MOST_TOLD} more" if len(rows) > _MOST_TOLD else ""
         raise ValueError(
@@ -67,7 +67,7 @@ def is_multilabel(y: Any) -> bool:
 
 def _missing(values: NDArray[Any]) -> NDArray[np.bool_]:
     if values.dtype.kind in "OT":
-        return np.frompyfunc(is_missing, 1, 1)(values.astype(object)).astype(bool)
+        return np.asarray(np.frompyfunc(is_missing, 1, 1)(values.astype(object)), dtype=bool)
     return np.asarray(values != values) if values.dtype.kind in "fcmM" else np.zeros(values.shape, dtype=bool)
 
 
