@@ -35,14 +35,9 @@ def check_labelled(y: Any) -> None:
     values = np.asarray(y, dtype=object if isinstance(y, list | tuple) else None)
     missing = _missing(values) | np.ma.getmaskarray(y) if np.ma.isMaskedArray(y) else _missing(values)
     if values.ndim and missing.any():
-        rows = np.flatnonzero(missing.reshape(len(missing), -1).any(axis=1)).tolist()
-        more = f" and {len(rows) - _MOST_TOLD} more" if len(rows) > _MOST_TOLD else ""
-        raise ValueError(
-            f"Input y contains NaN: {len(rows)} of {len(values)} images have no label, those in rows "
-            f"{rows[:_MOST_TOLD]}{more}. Remove these rows from X and y."
-        )
-    if isinstance(y, list | tuple) and all(isinstance(value, float | int) for value in values.flat):
-        values = values.astype(float)
+        _refuse_missing(missing.reshape(len(missing), -1).any(axis=1))
+    if values.dtype.kind == "O":
+        values = np.array([value for value in values.flat if isinstance(value, float)])
     if values.dtype.kind == "f":
         assert_all_finite(values, input_name="y")
     return None
@@ -63,6 +58,15 @@ def is_multilabel(y: Any) -> bool:
     if values is not None and not values <= {0, 1}:
         _refuse_codes(y, sorted(values))
     return values is not None
+
+
+def _refuse_missing(missing: NDArray[np.bool_]) -> NoReturn:
+    rows = np.flatnonzero(missing).tolist()
+    more = f" and {len(rows) - _MOST_TOLD} more" if len(rows) > _MOST_TOLD else ""
+    raise ValueError(
+        f"Input y contains NaN: {len(rows)} of {len(missing)} images have no label, those in rows "
+        f"{rows[:_MOST_TOLD]}{more}. Remove these rows from X and y."
+    )
 
 
 def _missing(values: NDArray[Any]) -> NDArray[np.bool_]:
