@@ -35,7 +35,7 @@ def check_labelled(y: Any) -> None:
     values = np.asarray(y, dtype=object if isinstance(y, list | tuple) else None)
     missing = _missing(values) | np.ma.getmaskarray(y) if np.ma.isMaskedArray(y) else _missing(values)
     if values.ndim and missing.any():
-        _refuse_missing(missing.reshape(len(missing), -1).any(axis=1))
+        _refuse_missing(np.asarray(missing.reshape(len(missing), -1).any(axis=1)))
     if values.dtype.kind == "O":
         values = np.array([value for value in values.flat if isinstance(value, float)])
     if values.dtype.kind == "f":
