@@ -19,6 +19,7 @@ from featx.cli.options import (
     Machine,
     Reading,
     backbone_option,
+    classes_option,
     example,
     extractor_for,
     pooling_option,
@@ -47,6 +48,7 @@ _FOLDS, _FOLDS_TUNED = 5, 3
     required=True,
     help="File to write: .joblib, or with --fine-tune also .safetensors, from which no code can run.",
 )
+@classes_option
 @backbone_option
 @click.option(
     "--layers",
@@ -81,6 +83,7 @@ _FOLDS, _FOLDS_TUNED = 5, 3
 def fit(
     photos: str,
     output: Path,
+    classes: list[str] | None,
     backbone: str,
     layers: list[str | int] | None,
     pooling: str,
@@ -102,7 +105,7 @@ def fit(
         raise click.UsageError(f"{SAFE} is expected with --fine-tune only. Name the model .joblib.")
     if not fine_tune:
         refuse_given(["freeze", "epochs"], "goes with --fine-tune only")
-    paths, y = list_labelled(photos, console)
+    paths, y = list_labelled(photos, classes, console)
     with machine.store() as store:
         if fine_tune:
             params = {

@@ -32,11 +32,13 @@ class Listed(click.ParamType[list[str | int]]):
     name : str
         For help.
     known : tuple of str, default=()
-        The only values there are; empty for any. Whole numbers among any become int.
+        The only values there are; empty for any.
+    numbers : bool, default=True
+        Whether whole numbers among any become int.
     """
 
-    def __init__(self, name: str, known: tuple[str, ...] = ()) -> None:
-        self.name, self.known = name, known
+    def __init__(self, name: str, known: tuple[str, ...] = (), *, numbers: bool = True) -> None:
+        self.name, self.known, self.numbers = name, known, numbers and not known
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str | int]:
         """Split, and check."""
@@ -48,8 +50,7 @@ class Listed(click.ParamType[list[str | int]]):
                 self.fail(f"{part!r} is not one of {', '.join(self.known)}.", param, ctx)
         if not parts:
             self.fail("At least one value is expected.", param, ctx)
-        numbers = parts if self.known else [_number_or_name(part) for part in parts]
-        return list(dict.fromkeys(numbers))
+        return list(dict.fromkeys(map(_number_or_name, parts) if self.numbers else parts))
 
 
 def _number_or_name(part: str) -> str | int:
@@ -177,7 +178,12 @@ _traceback = click.option(
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, for scripts.")
 _quiet = click.option("--quiet", "-q", is_flag=True, help="No progress bars and notes.")
-_strict = click.option("--strict", is_flag=True, help="Stop with exit code 1 at the first photo that cannot be read.")
+_strict = click.option(
+    "--strict",
+    is_flag=True,
+    help="Stop with exit code 1 at the first photo that cannot be read, and where folders hold other files too (but "
+    "hidden ones and those of the system).",
+)
 _machine = (
     click.option(
         "--cache/--no-cache",
@@ -233,6 +239,12 @@ pooling_option = click.option(
     default="avg",
     show_default=True,
     help="How a layer's places become one row.",
+)
+classes_option = click.option(
+    "--classes",
+    type=Listed("NAMES", numbers=False),
+    help="The class folders, with commas between; another folder is an error. Needed where they are called like the "
+    "splits of a data set (train, test, ...).  [default: every subfolder with photos]",
 )
 layers_option = click.option(
     "--layers",

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from featx.exceptions import FeatxError, ImageError
+from featx.images.walk import LeftOut, told
 from featx.store import KEPT, resolve_store
 
 _INTERRUPTED = 130
@@ -47,12 +48,15 @@ class Console:
         As the options of these names.
     broken : list of Broken
         The photos that could not be read so far.
+    left_out : list of LeftOut
+        The files in folders that are taken for none.
     """
 
     quiet: bool = False
     as_json: bool = False
     strict: bool = False
     broken: list[Broken] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
 
     @property
     def verbose(self) -> int:
@@ -81,6 +85,23 @@ class Console:
                 raise click.ClickException(f"{shown(photo.path)} cannot be read: {photo.reason}")
             self.broken.append(photo)
 
+    def tell_left_out(self, left_out: Sequence[LeftOut]) -> None:
+        """Say in one line which files of folders are taken for no photos; with ``--strict`` some end the command.
+
+        Raises
+        ------
+        ClickException
+        """
+        lost = [each for each in left_out if each.is_lost]
+        if self.strict and lost:
+            raise click.ClickException(
+                f"Photos alone are expected with --strict, got {told(lost)}. Move these away, or install what reads "
+                "them."
+            )
+        self.left_out += left_out
+        if left_out:
+            self.note(f"Left out: {told(left_out)}.")
+
     def list_broken(self) -> None:
         """Print the photos that could not be read, to stderr."""
         if self.broken:
@@ -93,7 +114,8 @@ class Console:
         self.list_broken()
         if self.as_json:
             broken = [{"path": shown(photo.path), "reason": photo.reason} for photo in self.broken]
-            photos = {} if n_photos is None else {"n_photos": n_photos, "broken": broken}
+            left_out = [each._asdict() for each in self.left_out]
+            photos = {} if n_photos is None else {"n_photos": n_photos, "broken": broken, "left_out": left_out}
             click.echo(json.dumps(result | photos, allow_nan=False))
 
     def finish_with_photos(self, result: dict[str, Any], n_photos: int, n_read: int) -> None:

@@ -180,6 +180,7 @@ def code_of(found: Found) -> str:
     if isinstance(params.get("weights"), str):
         params["weights"] = _typed(params["weights"], found.command)
     listed = "".join(f", {name}={value!r}" for name, value in (params | {"cache": found.cached or None}).items())
+    classes = "" if found.class_folders is None else f", classes={found.class_folders!r}"
     data = ("photos.data[good]", "photos.target[good]") if found.broken else ("photos.data", "photos.target")
     lines = [
         "from sklearn.linear_model import LogisticRegression",
@@ -189,7 +190,7 @@ def code_of(found: Found) -> str:
         "",
         "from featx import PretrainedFeatureExtractor, load_image_folder",
         "",
-        f"photos = load_image_folder({found.folder!r}, shuffle=False)",
+        f"photos = load_image_folder({found.folder!r}{classes}, shuffle=False)",
         *_leaving_out(found),
         f"features = PretrainedFeatureExtractor({best.backbone!r}{listed})",
         f"model = make_pipeline(features, StandardScaler(), LogisticRegression(C={best.C:g}, max_iter=5000))",
