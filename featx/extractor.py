@@ -19,6 +19,7 @@ from featx.activations import remembered
 from featx.base import NetworkEstimator
 from featx.images.sources import MAX_PIXELS, Items
 from featx.lazy import LazyTransformMixin, is_lazy, note_columns
+from featx.output import check_has_columns
 from featx.store import FeatureStore, resolve_store
 from featx.threads import n_threads
 
@@ -91,7 +92,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         by ``PIL.Image.MAX_IMAGE_PIXELS`` as well.
     on_error : {"raise", "nan"}, default="raise"
         An unreadable image raises an error that names its row and file, or becomes a row of NaN with one warning
-        that counts them.
+        that counts them; most estimators refuse NaN. :func:`featx.find_unreadable` lists such rows beforehand.
     storage_options : dict or None, default=None
         Lets paths be URLs (``s3://``, ``https://``, ...), opened through fsspec with these options, such as
         ``{"anon": True}``; ``{}`` for none. A URL is read anew in every call. Credentials are better left to the
@@ -128,6 +129,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
     featx.list_layers : Names that ``layers`` takes.
     featx.FeatureStore : Where features are kept.
     featx.load_image_folder : Paths and labels from a folder of class subfolders.
+    featx.find_unreadable : Rows that cannot be read, with reasons.
 
     References
     ----------
@@ -252,6 +254,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
             X is of no form that is known, or a parameter is wrong.
         """
         self._validate_params()
+        check_has_columns(self)
         store = self._store()
         question = remembered.question_of(self, store, make=True)
         known, items = self._known_rows(X, store, question)

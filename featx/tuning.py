@@ -79,6 +79,11 @@ class TunedEstimator(NetworkEstimator):
         "random_state": ["random_state"],
     }
 
+    _way_out = (
+        'Remove it (featx.find_unreadable lists all such rows), or set on_error="nan": fit leaves it out, '
+        "predict_proba gives NaN."
+    )
+
     def _train(
         self, items: Items, labels: Labels, sample_weight: Any, start: Tensors | None, given: Any, once: bool = False
     ) -> None:
@@ -89,7 +94,7 @@ class TunedEstimator(NetworkEstimator):
         check_consistent_length(range(len(items)), labels.codes)
         weights = _check_sample_weight(sample_weight, range(len(items)), dtype=np.float64, ensure_non_negative=True)
         rows = np.flatnonzero(weights > 0)
-        rows = rows[self._readable(items.take(rows.tolist()))]
+        rows = rows[self._readable(items.take(rows.tolist()), " and are left out.")]
         if not len(rows):
             raise ValueError("At least one readable image that weighs something is expected, got none.")
         random = check_random_state(self.random_state)
@@ -156,19 +161,10 @@ class TunedEstimator(NetworkEstimator):
         self._runtime: dict[str, Any] = {}  # what predicts, once it was asked to
 
     def _hold_out(self, rows: np.ndarray, labels: Labels, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        from sklearn.model_selection import train_test_split  # takes long to import, and few hold out
+        from featx.training.validation import hold_out
 
-        by = labels.codes[rows] if labels.codes.ndim == 1 and len(labels.classes) > 1 else None
-        try:
-            training, held_out = train_test_split(
-                rows, test_size=self.validation_fraction, stratify=by, random_state=seed
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"Images enough of every class for validation_fraction={self.validation_fraction} are expected, got "
-                f"{len(rows)} images: {error} Set early_stopping=False."
-            ) from error
-        return np.sort(training), np.sort(held_out)
+        training, held_out = hold_out(labels.codes[rows], self.validation_fraction, seed)
+        return rows[training], rows[held_out]
 
     def _recipe(self, model: Model, n: int, seed: int, once: bool) -> Recipe:
         from featx.images.augmentation import Augmentation
@@ -228,7 +224,7 @@ class TunedEstimator(NetworkEstimator):
     def _outputs(self, X: Any, *, scores: bool) -> np.ndarray:
         self._validate_params()
         items = self._items(X, reset=False)
-        readable = self._readable(items)
+        readable = self._readable(items, "; their rows are NaN.")
         if not len(readable):
             raise ValueError("At least one readable image is expected, got none.")
         model = self._model(items)
@@ -257,13 +253,14 @@ class TunedEstimator(NetworkEstimator):
                 shared["layers"] = model.plan.layers[0].label
         return shared
 
-    def _readable(self, items: Items) -> np.ndarray:
+    def _readable(self, items: Items, consequence: str) -> np.ndarray:
         """Rows of the images that can be read; all of them where others are to raise."""
         if self.on_error == "raise":
             return np.arange(len(items))
-        from featx.images.loading import readable_rows
+        from featx.activations.engine import n_threads
+        from featx.images.unreadable import readable_rows
 
-        return np.asarray(readable_rows(items), dtype=int)
+        return np.asarray(readable_rows(items, n_threads(self.n_jobs), consequence), dtype=int)
 
     def _model(self, items: Items | None) -> Model:
         """What the last fit has trained; the same object while the shape of the images is."""
@@ -365,6 +362,7 @@ class TunedEstimator(NetworkEstimator):
             "history": self.history_,
             "best_epoch": self.best_epoch_,
             "n_features": getattr(self, "n_features_in_", None),
+            "feature_names": [*getattr(self, "feature_names_in_", ())],
         }
         save_fitted(path, self.tensors_, about)
 
@@ -393,6 +391,8 @@ class TunedEstimator(NetworkEstimator):
         loaded._be_fitted(classes, about["multilabel"], tensors, about["history"], about["best_epoch"])
         if about["n_features"] is not None:
             loaded.n_features_in_ = about["n_features"]
+        if names := about.get("feature_names"):  # files of earlier versions have none
+            loaded.feature_names_in_ = np.asarray(names, dtype=object)
         return loaded
 
     def __getstate__(self) -> dict[str, Any]:

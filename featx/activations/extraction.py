@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -17,9 +16,14 @@ from featx.activations.keys import NoKey, describe_recipe
 from featx.activations.plan import Slot
 from featx.exceptions import ImageError, WeightsError
 from featx.images.sources import Items
+from featx.images.unreadable import warn_unreadable
 from featx.store import FeatureStore, Session, warn_once
 
 _Tick = Callable[[int], object]
+_ROWS_OF_NAN = (
+    "; their rows are NaN, which most estimators refuse: remove what featx.find_unreadable lists, or fill such rows "
+    "in, as SimpleImputer does."
+)
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,5 @@ class Extraction:
         label = self.recipe.spec.backbone.label
         with tqdm(total=len(self.items), unit="img", desc=label, disable=not self.verbose) as bar:
             yield bar.update, errors
-        if errors and self.warns:
-            count = f"{len(errors)} of {len(self.items)} images could not be read; their rows are NaN."
-            warnings.warn(f"{count} The first: {errors[0]}", UserWarning, stacklevel=5)
+        if self.warns:
+            warn_unreadable(errors, len(self.items), _ROWS_OF_NAN, stacklevel=5)

@@ -184,6 +184,7 @@ _strict = click.option(
     help="Stop with exit code 1 at the first photo that cannot be read, and where folders hold other files too (but "
     "hidden ones and those of the system).",
 )
+n_jobs_option = click.option("--n-jobs", type=int, help="Threads that decode photos.  [default: as many as torch uses]")
 _machine = (
     click.option(
         "--cache/--no-cache",
@@ -195,7 +196,7 @@ _machine = (
     click.option(
         "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Photos computed together."
     ),
-    click.option("--n-jobs", type=int, help="Threads that decode photos.  [default: as many as torch uses]"),
+    n_jobs_option,
 )
 _reading = (
     click.option(
@@ -256,8 +257,8 @@ layers_option = click.option(
 )
 
 
-def with_console(function: F) -> F:
-    """Pass ``console``, made of ``--json``, ``--quiet`` and ``--strict``."""
+def with_console(function: F, strict: Callable[[F], F] = _strict) -> F:
+    """Pass ``console``, made of ``--json``, ``--quiet`` and ``--strict``, which may mean something of its own."""
 
     @functools.wraps(function)
     def command(*args: Any, console: Console, **given: Any) -> Any:
@@ -267,7 +268,7 @@ def with_console(function: F) -> F:
             console.list_broken()  # too many of them may be why
             raise
 
-    return _options(_strict, _json, _quiet, _traceback)(_gathering(Console, "console", command))  # type: ignore
+    return _options(strict, _json, _quiet, _traceback)(_gathering(Console, "console", command))  # type: ignore
 
 
 def with_plain_console(function: F) -> F:

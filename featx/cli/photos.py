@@ -28,7 +28,7 @@ def list_photos(paths: Sequence[str], console: Console) -> list[str]:
     listings = {path: walk(path, choice) for path in paths if os.path.isdir(path)}
     found = [photo for path in paths for photo in (listings[path].pictures if path in listings else [path])]
     left_out = left_out_of(listings.values())
-    console.leave_out(_closed(error for listing in listings.values() for error in listing.closed))
+    console.leave_out(closed_folders(error for listing in listings.values() for error in listing.closed))
     if not found:
         raise click.ClickException(
             f"{' '.join(paths)} holds no pictures{f', but: {told(left_out)}' if left_out else ''}."
@@ -57,7 +57,7 @@ def list_labelled(folder: str, classes: Sequence[str] | None, console: Console) 
         No subfolder holds a picture, or one is no class.
     """
     found = list_classes(folder, classes, line=_line)
-    console.leave_out(_closed(found.closed))
+    console.leave_out(closed_folders(found.closed))
     found.check_any()
     if found.lost:
         warnings.warn(found.lost, stacklevel=2)
@@ -66,7 +66,8 @@ def list_labelled(folder: str, classes: Sequence[str] | None, console: Console) 
     return [photo for photos in found.pictures.values() for photo in photos], np.asarray(labels)
 
 
-def _closed(errors: Iterable[OSError]) -> list[Broken]:
+def closed_folders(errors: Iterable[OSError]) -> list[Broken]:
+    """Folders that cannot be listed."""
     return [Broken(str(error.filename), (error.strerror or str(error)).lower()) for error in errors]
 
 
