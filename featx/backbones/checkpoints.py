@@ -7,6 +7,7 @@ import os
 import pickle
 import pickletools
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -196,11 +197,13 @@ def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
 
 def _read_torch(path: str) -> Any:
     try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            with safe_globals(_shells(_names_in(path))):  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about what it cannot read: the error says it shorter
+            try:
                 return torch.load(path, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError:
+                with safe_globals(_shells(_names_in(path))):  # type: ignore[arg-type]
+                    return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _with_more_than_tensors(path) from error
     except OSError:

@@ -139,22 +139,18 @@ def readings_of(found: Tensors, demand: Demand, key: str | None = None) -> list[
     readings : list of Reading
         At least one, unless there is nothing under ``key``.
     """
+    if key:
+        found = {name: tensor for name, tensor in found.items() if _is_below(name, [key])}
     places = _places(found, demand)
-    if key is not None:
-        places = {place: n for place, n in places.items() if _is_below(place, [key])}
-        if not places and not any(_is_below(name, [key]) for name in found):
-            return []
     complete = [place for place, n in places.items() if n == len(demand.trunk)]
-    if key in complete:
-        complete = [key]
     if not complete:
         nearest = max(places, key=lambda place: places[place], default=key or "")
-        return [Reading(nearest, demand, dict(_under(nearest, found)))]
+        return [Reading(nearest, demand, dict(_under(nearest, found)))] if found else []
     readings: list[Reading] = []
     for place in sorted(complete, key=len, reverse=True):  # what lies below, such as an average, is another network
         inner = [reading.place for reading in readings if reading.fits]
         readings.append(Reading(place, demand, dict(_under(place, found, inner))))
-    return readings[::-1]
+    return [reading for reading in readings if reading.place == key] or readings[::-1]
 
 
 def fullest_of_agreeing(fitting: Sequence[Reading]) -> Reading | None:
