@@ -30,7 +30,7 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[mis
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "backbone": [str, callable],
-        "weights": [str, os.PathLike, None],
+        "weights": [str, os.PathLike, tuple, list, None],
         "layers": [str, Integral, list, tuple, np.ndarray],
         "pooling": [StrOptions({"avg", "max", "gem", "cls", "flatten", "map"})],
         "grid": [Interval(Integral, 1, None, closed="left")],

@@ -30,7 +30,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
     Parameters
     ----------
     backbone, weights : as in :class:`PretrainedFeatureExtractor`
-        Which network, with which weights.
+        Which network, with which weights; from a checkpoint of another task only the output layer is left out.
     layers : str or int, default="penultimate"
         Where the head attaches: ``"penultimate"``, a stage index (negative from the end) or a module's name. What lies
         behind it in the network is dropped.
@@ -144,7 +144,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         self,
         backbone: Any = "resnet18",
         *,
-        weights: str | os.PathLike[str] | None = "DEFAULT",
+        weights: str | os.PathLike[str] | tuple[str | os.PathLike[str], str] | None = "DEFAULT",
         layers: str | int = "penultimate",
         pooling: str = "avg",
         grid: int = 1,

@@ -46,11 +46,18 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         the same network every time); or a module (copied by ``clone`` and by pickling, and copied again by each
         ``transform``, so that the one passed in is never touched). Forward hooks of a module belong to it and run.
         The stages of timm's networks are those of timm's ``feature_info``, the last for each reduction.
-    weights : str, path or None, default="DEFAULT"
+    weights : str, path, (path, str) or None, default="DEFAULT"
         Name of published weights (``"DEFAULT"``, ``"IMAGENET1K_V1"``; for timm a tag such as ``"a1_in1k"``), fetched
-        once and kept by torch, or for timm by the Hugging Face hub; the path of a ``.safetensors`` or ``.pth`` file,
-        which may lack the output layers; or None for a random network. For a module or callable ``"DEFAULT"`` means as
-        it comes.
+        once and kept by torch, or for timm by the Hugging Face hub; the path of a file of tensors; or None for a random
+        network. For a module or callable ``"DEFAULT"`` means as it comes.
+
+        The content of a file decides how it is read, not its name: safetensors, or what ``torch.save`` wrote. Nothing
+        in it is executed, and classes that it names are not imported. The network's tensors are found under whatever
+        keys and prefixes they stand (``{"state_dict": ...}``, ``"module."``, ``"backbone."``), and ``verbose=1`` says
+        under which. All of the trunk must be there; output layers may be absent or of another size, and then only the
+        layers behind them cannot be read. Where several networks fit that have different tensors (a model and its
+        average), it is an error that lists them; ``("last.ckpt", "state_dict_ema")`` chooses: a path, and a key of the
+        file's content with dots for what lies deeper.
     layers : str, int or list of these, default="penultimate"
         What to read: ``"penultimate"`` (the input of the output layer), a stage index (negative from the end), a
         module's qualified name as PyTorch prints it (``"NAME#2"`` for its second call), a list of these (columns in
@@ -159,7 +166,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         self,
         backbone: Any = "resnet18",
         *,
-        weights: str | os.PathLike[str] | None = "DEFAULT",
+        weights: str | os.PathLike[str] | tuple[str | os.PathLike[str], str] | None = "DEFAULT",
         layers: Any = "penultimate",
         pooling: str = "avg",
         grid: int = 1,

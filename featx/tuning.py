@@ -16,6 +16,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted
 from tqdm.auto import tqdm
 
+from featx.backbones.addresses import plain_address
 from featx.base import NetworkEstimator
 from featx.exceptions import OutOfMemory
 from featx.images.sources import Items
@@ -354,7 +355,7 @@ class TunedEstimator(NetworkEstimator):
         check_is_fitted(self)
         given = self.get_params(deep=False) | self._made_with
         params = {name: value for name, value in given.items() if name not in _OF_THIS_MACHINE}
-        params["weights"] = None if given["weights"] is None else os.fspath(given["weights"])
+        params["weights"] = plain_address(given["weights"])
         about = {
             "params": params,
             "classes": labels_to_json(self.classes_),

@@ -12,9 +12,9 @@ from tqdm.auto import tqdm
 
 from featx.activations.engine import Block, Recipe
 from featx.activations.kept import KeptRecipe, slots_of
-from featx.activations.keys import NoKey, describe_recipe
+from featx.activations.keys import NoKey, changed, describe_recipe
 from featx.activations.plan import Slot
-from featx.exceptions import ImageError, WeightsError
+from featx.exceptions import ImageError
 from featx.images.sources import Items
 from featx.images.unreadable import warn_unreadable
 from featx.store import FeatureStore, Session, warn_once
@@ -113,7 +113,7 @@ class Extraction:
 
         def check() -> None:
             if self._description(session) != description:
-                raise WeightsError(f"{self.recipe.spec.weights.name!r} changed while it was read. Call again.")
+                raise changed(self.recipe.spec.weights.given)
 
         return KeptRecipe(self.recipe, session, slots, tick=tick, check=check, **self._how)
 
@@ -127,7 +127,9 @@ class Extraction:
             return None
 
     def _description(self, session: Session) -> str:
-        return describe_recipe(self.recipe, self.max_pixels, self.items.short_side, session.digest_of_file)
+        return describe_recipe(
+            self.recipe, self.max_pixels, self.items.short_side, session.digest_of_file, session.answer
+        )
 
     @contextmanager
     def _counting(self) -> Iterator[tuple[_Tick, list[ImageError]]]:
@@ -136,5 +138,7 @@ class Extraction:
         label = self.recipe.spec.backbone.label
         with tqdm(total=len(self.items), unit="img", desc=label, disable=not self.verbose) as bar:
             yield bar.update, errors
+            if self.verbose and "network" in vars(self.recipe):
+                self.recipe.network.tell_note()
         if self.warns:
             warn_unreadable(errors, len(self.items), _ROWS_OF_NAN, stacklevel=5)

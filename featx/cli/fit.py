@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 
+from featx.backbones.addresses import path_in
 from featx.classifier import FineTuneClassifier
 from featx.cli.files import OutputFile
 from featx.cli.models import SAFE, readable, save_model
@@ -121,7 +122,7 @@ def fit(
             model, result = _on_features(choices, store, paths, y, folds or _FOLDS, console)
         save_model(model, output)
     console.say(f"{_told(result)}\nModel: {output}")
-    if (weights := weights_of(reading.weights)) is not None and os.path.isfile(weights):
+    if os.path.isfile(weights := path_in(weights_of(reading.weights))):
         console.say(f"It reads {weights}, which must stay there.")
     console.say(f"Next: featx predict {output} FOLDER -o labels.csv")
     console.finish(result | {"model": str(output)}, len(paths))

@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from featx.backbones.addresses import Address
 from featx.cli.outcomes import Console
 from featx.extractor import PretrainedFeatureExtractor
 from featx.store import FeatureStore, resolve_store
@@ -131,13 +131,25 @@ def extractor_for(
     return PretrainedFeatureExtractor(backbone, on_error="nan", **(given | params))
 
 
-def weights_of(spec: str | None) -> str | None:
-    """What ``--weights`` means: a file by its full path, so that a model finds it from anywhere, or a name, or none."""
+def weights_of(spec: str | None) -> Address:
+    """What ``--weights`` means: a file by its full path, so that a model finds it from anywhere, or a name, or none.
+
+    ``FILE#KEY`` means a key of the file's content, unless there is a file of that whole name.
+    """
     if spec is None:
         return "DEFAULT"
     if spec.lower() == "none":
         return None
-    return os.path.abspath(spec) if Path(spec).is_file() else spec
+    if os.path.isfile(spec):
+        return os.path.abspath(spec)
+    pieces = spec.split("#")
+    splits = (("#".join(pieces[:i]), "#".join(pieces[i:])) for i in range(len(pieces) - 1, 0, -1))
+    return next(((os.path.abspath(file), key) for file, key in splits if os.path.isfile(file)), spec)
+
+
+def typed_weights(address: Address) -> str | None:
+    """What to type for weights, where there are any."""
+    return address if address is None or isinstance(address, str) else "#".join(address)
 
 
 def one_or_list(layers: list[str | int]) -> Any:
@@ -201,9 +213,9 @@ _machine = (
 _reading = (
     click.option(
         "--weights",
-        metavar="NAME|FILE",
-        help="Name of published weights, a .safetensors or .pth file, or none for a random network.  "
-        "[default: the network's usual ones]",
+        metavar="NAME|FILE[#KEY]",
+        help="Name of published weights, a file of tensors (#KEY: those under that key of a checkpoint), or none for a "
+        "random network.  [default: the network's usual ones]",
     ),
     click.option(
         "--image-size",

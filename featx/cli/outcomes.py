@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import shlex
 import sys
 import traceback
 import warnings
@@ -23,6 +25,8 @@ _PLAIN = (FeatxError, ValueError, OSError)
 _PARAMETER = re.compile(
     r"\b(backbone|weights|layers|pooling|image_size|precision|decode|freeze|epochs|device|batch_size|n_jobs)=(?=\S)"
 )
+# A file and a key of its content, as the library writes them.
+_PAIR = re.compile(r"\bweights=(\(('[^']*'|\"[^\"]*\"), ('[^']*'|\"[^\"]*\")\))")
 
 
 @dataclass(frozen=True)
@@ -207,6 +211,7 @@ def _interrupted() -> str:
 
 def _with_options(message: str) -> str:
     """The library's words for parameters as options that can be typed."""
+    message = _PAIR.sub(lambda found: f"--weights {shlex.quote('#'.join(ast.literal_eval(found[1])))}", message)
     return _PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')} ", message)
 
 
