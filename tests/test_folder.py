@@ -231,13 +231,21 @@ def test_splits_are_no_classes_and_both_lines_of_the_message_work(tmp_path, othe
     assert as_classes.target_names == sorted({*(name.split("/")[0] for name in [*SPLIT, *others])})
 
 
-@pytest.mark.parametrize("name", ["Train", "TEST", "validation", "dev", "testing", "holdout"])
+@pytest.mark.parametrize(
+    "name", ["Train", "TEST", "validation", "dev", "testing", "hold-out", "val2017", "Test_Images 2"]
+)
 def test_class_called_like_a_split_has_to_be_named(tmp_path, name):
     fill(tmp_path, f"{name}/1.jpg", "control/1.jpg")
     with pytest.raises(ValueError, match=f"got path=.* with the subfolders '{name}', .*move them out") as error:
         load_image_folder(tmp_path)
     (line,) = lines_in(str(error.value))
     assert eval(line).target_names == sorted([name, "control"])
+
+
+@pytest.mark.parametrize("name", ["trains", "latest", "tests", "valley", "devil", "contest", "train station", "2017"])
+def test_class_of_another_name_needs_not_be_named(tmp_path, name):
+    fill(tmp_path, f"{name}/1.jpg", "control/1.jpg")
+    assert load_image_folder(tmp_path).target_names == sorted([name, "control"])
 
 
 def test_classes_share_their_numbers_between_splits(tmp_path):
