@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from featx.images.formats import choose
+from featx.images.formats import NEEDS_HEIC, choose
 from featx.images.walk import (
     BESIDE,
     FOLDER,
@@ -74,10 +74,10 @@ class ClassFolders:
         files = [each for each in self.left_out if each.ending != FOLDER]
         what = f"in whose subfolders is none; there are {told(files)}" if files else "which holds no files"
         reasons = {each.reason for each in files} - {HIDDEN}
-        if reasons and BESIDE not in reasons:
-            do = f"Install what these need, or convert them{way_out}"
-        else:
+        if BESIDE in reasons or not reasons:
             do = "Put each class's pictures into a folder of its own"
+        else:
+            do = "Install what they need" if NEEDS_HEIC in reasons else f"Convert them{way_out}"
         raise ValueError(
             f"A folder with one subfolder of pictures per class is expected, got path={self.path!r}, {what}. {do}."
         )
