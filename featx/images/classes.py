@@ -125,6 +125,11 @@ def list_classes(
     )
 
 
+def is_split(name: str) -> bool:
+    """Whether a folder is called like a part of a data set, as a class may be too."""
+    return _SPLIT.fullmatch(name) is not None
+
+
 def _check_folder(path: str | os.PathLike[str]) -> Path:
     root = Path(path)
     if not root.exists():
@@ -157,7 +162,7 @@ def _under(names: Sequence[str], walks: Mapping[str, Listing]) -> dict[str, List
 def _check_no_splits(root: str, walks: Mapping[str, Listing], line: Line) -> None:
     """Raise where class folders are called like splits."""
     folders = [name for name, listing in walks.items() if _holds_files(listing)]
-    splits = [name for name in folders if _SPLIT.fullmatch(name)]
+    splits = [name for name in folders if is_split(name)]
     if splits:
         raise ValueError(
             f"One subfolder per class is expected, got path={root!r} with the subfolders {_listed(splits)}, which "
@@ -180,7 +185,7 @@ def _check_no_others(root: str, names: Sequence[str], found: Mapping[str, Listin
     """Raise where a folder with files is none of the classes."""
     others = [name for name, listing in found.items() if name not in names and _holds_files(listing)]
     if others:
-        splits = [name for name in others if _SPLIT.fullmatch(name)]
+        splits = [name for name in others if is_split(name)]
         way = f"If these are splits, {_way_into(root, splits, line)}. If they are classes" if splits else "If they are"
         raise ValueError(
             f"Subfolders of the names classes={[*names]!r} are expected, got path={root!r} with {_listed(others)} "
