@@ -16,7 +16,7 @@ from featx.images.decoding import POLICY
 from featx.images.preprocessing import CustomPreprocessing
 
 #: To be raised whenever the same key would stand for other values.
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 class NoKey(Exception):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -216,8 +215,3 @@ class _Recorder:
 
 def _layout_of_shape(ndim: int, image_layout: str) -> str:
     return {2: "vector", 3: "tokens", 4: image_layout}.get(ndim, "other")
-
-
-def prefix_tokens(n_tokens: int) -> int:
-    """How many leading tokens stand beside a square grid: 1 for 197 = 1 + 14 x 14, 0 for 196."""
-    return 1 if n_tokens > 1 and math.isqrt(n_tokens - 1) ** 2 == n_tokens - 1 else 0
