@@ -41,6 +41,24 @@ class ImageError(FeatxError, ValueError):
         self.reason = reason
 
 
+class NotFinite(ImageError):
+    """One item of X that was read, and whose features in a layer that was asked for are not finite numbers."""
+
+    #: What its ``reason`` begins with.
+    PHRASE = "features that are not finite"
+
+    @classmethod
+    def at(cls, row: int, source: str | None, why: str) -> NotFinite:
+        """For an item of X, with the layer, the reason and the advice in one text."""
+        where = f"X[{row}]" if source is None else f"X[{row}] ({source!r})"
+        message = f"Finite features are expected, got NaN or infinity of {where} {why}"
+        return cls(message, row=row, source=source, reason=f"{cls.PHRASE} {why}")
+
+    def elsewhere(self, row: int, source: str | None) -> NotFinite:
+        """The same for another place in X where the same picture stands."""
+        return self.at(row, source, str(self.reason).removeprefix(f"{self.PHRASE} "))
+
+
 class LayerError(FeatxError, ValueError):
     """A layer that the network does not have, or that cannot be read as asked."""
 

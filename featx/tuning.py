@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -17,7 +19,7 @@ from sklearn.utils.validation import _check_sample_weight, check_consistent_leng
 from tqdm.auto import tqdm
 
 from featx.base import NetworkEstimator
-from featx.exceptions import OutOfMemory
+from featx.exceptions import NotFinite, OutOfMemory
 from featx.images.sources import Items
 from featx.locks import ForkSafeLock
 
@@ -101,7 +103,7 @@ class TunedEstimator(NetworkEstimator):
         if self.early_stopping and not once:
             training, held_out = self._hold_out(rows, labels, seed)
         recipe = self._recipe(model, len(training), seed, once)
-        source = self._source(items, model)
+        source = self._source(items, model, on_error="raise")  # unreadable images are left out by now
 
         def part(rows: np.ndarray) -> tuple[Source, Targets]:
             return source.take(rows), labels.targets(rows, self.class_weight, weights)
@@ -233,12 +235,33 @@ class TunedEstimator(NetworkEstimator):
             raise ValueError("At least one readable image is expected, got none.")
         model = self._model(items)
         network = self._network(model)
-        found = self._source(items.take(readable.tolist()), model).outputs(
-            model, network.scores if scores else network.features, self._settings(model)
-        )
+        source = self._source(items.take(readable.tolist()), model, self.on_error)
+        found = source.outputs(model, network.scores if scores else network.features, self._settings(model))
+        self._check_finite(found, source.items, model)
         out = np.full((len(items), *found.shape[1:]), np.nan, dtype=np.float32)
         out[readable] = found
         return out
+
+    def _check_finite(self, rows: np.ndarray, items: Items, model: Model) -> None:
+        """Raise, or make NaN and count, where a tuned network has put out what is not finite."""
+        wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        if not len(wrong):
+            return
+        error = self._not_finite(items, int(wrong[0]), model)
+        if self.on_error == "raise":
+            raise error
+        rows[wrong] = np.nan
+        count = f"{len(wrong)} of {len(rows)} images have {NotFinite.PHRASE}; their rows are NaN."
+        warnings.warn(f"{count} The first: {error}", UserWarning, stacklevel=4)
+
+    def _not_finite(self, items: Items, row: int, model: Model) -> NotFinite:
+        from featx.activations.finite import Doctor
+
+        if not all(bool(tensor.isfinite().all()) for tensor in self.tensors_.values()):
+            why = "in the tuned network: what training has changed holds NaN or infinity. Lower learning_rate and fit."
+            return NotFinite.at(items.original_row(row), items[row].source, why)
+        doctor = Doctor(model.spec, model.architecture, self.precision)
+        return doctor.error(items, row, None, model.plan.slots[0], model.pretrained())
 
     def _shared_params(self, names: Iterable[str]) -> dict[str, Any]:
         """Parameters of an extractor that has the tuned network."""
@@ -323,11 +346,13 @@ class TunedEstimator(NetworkEstimator):
                 known = runtime["network"] = model, self.tensors_, network
             return known[2]
 
-    def _source(self, items: Items, model: Model) -> Source:
+    def _source(self, items: Items, model: Model, on_error: str) -> Source:
         from featx.training.fitting import Source
 
         def extract(items: Items, plan: FeaturePlan) -> Extraction:
             extraction = self._extraction_of(items, model.spec, model.architecture, plan)
+            # Of rows that are not finite the estimator tells itself.
+            extraction = replace(extraction, on_error=on_error, warns=False)
             if items.is_keyed:
                 return extraction
             return extraction.without_store(

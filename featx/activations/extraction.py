@@ -15,7 +15,7 @@ from featx.activations.engine import Block, Recipe
 from featx.activations.kept import KeptRecipe, slots_of
 from featx.activations.keys import NoKey, describe_recipe
 from featx.activations.plan import Slot
-from featx.exceptions import ImageError, WeightsError
+from featx.exceptions import ImageError, NotFinite, WeightsError
 from featx.images.sources import Items
 from featx.store import FeatureStore, Session, warn_once
 
@@ -127,11 +127,21 @@ class Extraction:
 
     @contextmanager
     def _counting(self) -> Iterator[tuple[_Tick, list[ImageError]]]:
-        """The progress bar, and at the end the warning that counts unreadable images."""
+        """The progress bar, and at the end warnings that count images without features."""
         errors: list[ImageError] = []
         label = self.recipe.spec.backbone.label
         with tqdm(total=len(self.items), unit="img", desc=label, disable=not self.verbose) as bar:
             yield bar.update, errors
-        if errors and self.warns:
-            count = f"{len(errors)} of {len(self.items)} images could not be read; their rows are NaN."
-            warnings.warn(f"{count} The first: {errors[0]}", UserWarning, stacklevel=5)
+        if self.warns:
+            for words, found in _by_kind(errors).items():
+                count = f"{len(found)} of {len(self.items)} images {words}; their rows are NaN."
+                warnings.warn(f"{count} The first: {found[0]}", UserWarning, stacklevel=5)
+
+
+def _by_kind(errors: Sequence[ImageError]) -> dict[str, list[ImageError]]:
+    """Errors under what a warning says of them."""
+    found: dict[str, list[ImageError]] = {}
+    for error in errors:
+        words = f"have {error.PHRASE}" if isinstance(error, NotFinite) else "could not be read"
+        found.setdefault(words, []).append(error)
+    return found
