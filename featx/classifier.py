@@ -312,8 +312,8 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         if np.isnan(proba).any():
             rows = np.flatnonzero(np.isnan(proba).any(axis=1)).tolist()
             raise ImageError(
-                f"Images with finite scores are expected, got none for X{rows[:5]}, which a warning tells more of. Remove "
-                "them, or take predict_proba, which gives rows of NaN.",
+                f"Readable images with finite scores are expected, got others at X{rows[:5]}, which have no label. "
+                "Remove them, or take predict_proba, which gives rows of NaN.",
                 row=rows[0],
             )
         return (proba > 0.5).astype(int) if self._multilabel else self.classes_[proba.argmax(axis=1)]

@@ -41,7 +41,7 @@ class Doctor:
     _wrong_weights: dict[Layer, list[str]] = field(default_factory=dict)
 
     def error(self, items: Items, row: int, tile: torch.Tensor | None, slot: Slot, network: Network) -> NotFinite:
-        """For one item, whose tile the network saw (None where that is fine), and whose part in a slot is not finite."""
+        """For one item, of which the network saw a tile (None: one without fault) and made no finite part in a slot."""
         why = self._why(tile, slot, network)
         return NotFinite.at(items.original_row(row), items[row].source, f"in layer {slot.layer.label!r}: {why}")
 
@@ -69,7 +69,9 @@ class Doctor:
         behind = {name for call in calls[layer.position :] for name in call.names} - before
         behind = {name for name in behind if name and not any(inner.startswith(f"{name}.") for inner in before)}
         state = network.module.state_dict()
-        return [name for name, value in state.items() if name.rpartition(".")[0] not in behind and is_wrong(value).any()]
+        return [
+            name for name, value in state.items() if name.rpartition(".")[0] not in behind and is_wrong(value).any()
+        ]
 
 
 def _name_of(weights: Weights) -> str:

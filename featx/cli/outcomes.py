@@ -160,7 +160,9 @@ class Program(click.Group):
         given = list(sys.argv[1:] if args is None else args)
         run = super().main
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=rf".* images (could not be read|have {NotFinite.PHRASE})")  # listed at the end instead
+            warnings.filterwarnings(
+                "ignore", message=rf".* images (could not be read|have {NotFinite.PHRASE})"
+            )  # listed at the end instead
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             code = _exit_code(
                 lambda: run([*given], prog_name, **(extra | {"standalone_mode": False, "obj": given})),
