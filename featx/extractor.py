@@ -57,8 +57,9 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
     pooling : {"avg", "max", "gem", "cls", "flatten", "map"}, default="avg"
         How a spatial or token layer becomes a row; vectors pass unchanged. ``"gem"`` is the generalised mean with
         p = 3 [1]_, ``"cls"`` the class token, ``"flatten"`` everything (large), ``"map"`` gives an array of shape
-        (n, height, width, channels), several layers brought to the first one's grid. avg, max and gem leave the class
-        token out.
+        (n, height, width, channels), several layers brought to the first one's grid. avg, max, gem and map leave out
+        class and register tokens, whose number the network tells (timm's ``num_prefix_tokens``, parameters called
+        ``cls_token``, ``register_tokens``, ...). Where nothing tells, set ``num_prefix_tokens`` on the module.
     grid : int, default=1
         avg, max and gem are taken over ``grid`` x ``grid`` cells, which keeps ``grid ** 2`` times as many columns and
         some of the layout of the image. Cells repeat where a layer has fewer.
@@ -73,8 +74,10 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         raises for anything else; a pair is an affine map onto 0..1, without clipping or error.
     preprocess : "weights", str, None or callable, default="weights"
         ``"weights"``: what the weights were trained with; for a path or None that of the network's ``IMAGENET1K_V1``
-        (with timm, of its tag or default tag), for a module or callable torchvision's usual one (short side 256, crop
-        224, ImageNet statistics). Or the full name of other weights (``"ResNet50_Weights.IMAGENET1K_V2"``,
+        (with timm, of its tag or default tag). For a module or callable what the network carries (timm's
+        ``pretrained_cfg``) or has beside its weights (the ``preprocessor_config.json`` of a transformers network, where
+        it is on this machine; otherwise a warning), and for others torchvision's usual one (short side 256, crop 224,
+        ImageNet statistics). Or the full name of other weights (``"ResNet50_Weights.IMAGENET1K_V2"``,
         ``"timm/resnet18.a1_in1k"``); None: X holds ready float tensors; or a callable that gets a PIL image
         (a float tensor of shape (3, height, width) for a float array) and returns a tensor. Other forms make features
         that the network was not trained for.
@@ -221,7 +224,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         if is_lazy(X):  # its parts are looked at when they are there
             note_columns(self, X)
         else:
-            self._items(X, reset=True)
+            self._items(X, reset=True, in_full=True)  # at what scale they are to be decoded is for later
         if not self._went_well_before():
             self._check_network()
         context.call_on_fit_task_end(estimator=self, X=X, y=y, reconstruction_attributes=dict)
@@ -332,7 +335,8 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         from featx.activations.engine import resolve_device
 
         spec = self._spec()
-        self._preprocessing(spec)
+        if spec.backbone.named or self.preprocess != "weights":  # a callable is not called for its network's own
+            self._preprocessing(spec)
         resolve_device(self.device)
         if spec.backbone.named:
             self._plan(self._architecture(spec))

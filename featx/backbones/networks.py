@@ -17,6 +17,7 @@ from featx.backbones.entries import Entry
 from featx.backbones.fingerprint import fingerprint
 from featx.backbones.folding import Folded, fold, is_foldable
 from featx.backbones.layers import Architecture, Layer
+from featx.backbones.presets import preset_of_module
 from featx.backbones.tracing import trace, with_measured_layouts
 from featx.backbones.weights import Weights, build_with_weights, preset_of, resolve_weights
 from featx.exceptions import BackboneError
@@ -43,9 +44,8 @@ class Network:
     lock: threading.Lock = field(default_factory=threading.Lock)
     _architectures: dict[Hashable, Architecture] = field(default_factory=dict)
 
-    def architecture(self, backbone: Backbone, shape: tuple[int, int, int] | None, own: int) -> Architecture:
+    def architecture(self, backbone: Backbone, shape: tuple[int, int, int]) -> Architecture:
         """What can be read from it, traced once per shape of images."""
-        shape = shape or (_channels_of(self.module), own, own)
         with self.lock:  # the trace copies the module, and must not copy another thread's taps with it
             if shape not in self._architectures:
                 self._architectures[shape] = _architecture(backbone, self.module, shape)
@@ -83,30 +83,41 @@ class NetworkSpec:
         """The seed where it decides anything: a meta-estimator that seeds its clones must not load one network each."""
         return self.seed if self.weights.kind == "random" else 0
 
-    @property
+    @cached_property
     def preset(self) -> Preset:
-        """Preprocessing that belongs to the weights."""
-        return preset_of(self.backbone, self.weights)
+        """Preprocessing that belongs to the weights; of a callable's, what it returns is asked."""
+        return preset_of(self.backbone, self.weights) if self.backbone.named else preset_of_module(self._foreign)
 
     def architecture(self, shape: tuple[int, int, int] | None = None) -> Architecture:
         """What can be read from the network when it sees images of ``shape``; loads no weights of named networks.
 
         ``shape`` is (channels, height, width) in pixels; None means what the weights were trained with.
         """
-        own = self.preset.crop
+        shape = shape or self.square(self.preset.crop)
         if self.backbone.entry is not None:
-            shape = shape or (3, own, own)
-            _check_image_size(self.backbone.label, self.backbone.entry, own, shape)
+            _check_image_size(self.backbone.label, self.backbone.entry, self.preset.crop, shape)
             return _named_architecture(self.backbone, self.weights.published, shape)
-        if self.backbone.key is None and isinstance(self.backbone.source, nn.Module):
-            module = self.backbone.source
-            return _architecture(self.backbone, module, shape or (_channels_of(module), own, own))
-        return self.load("cpu", torch.float32).architecture(self.backbone, shape, own)
+        if self._is_module:
+            return _architecture(self.backbone, self._foreign, shape)
+        return self._loaded.architecture(self.backbone, shape)
 
     def square(self, size: int) -> tuple[int, int, int]:
         """Shape (channels, size, size) of the images that the network takes."""
-        known = self.backbone.named or not isinstance(self.backbone.source, nn.Module)
-        return (3 if known else _channels_of(self.backbone.source)), size, size
+        return (3 if self.backbone.named else _channels_of(self._foreign)), size, size
+
+    @property
+    def _is_module(self) -> bool:
+        return self.backbone.key is None and isinstance(self.backbone.source, nn.Module)
+
+    @property
+    def _foreign(self) -> nn.Module:
+        """A network that has no name: structure and attributes, not to be run or changed."""
+        return self.backbone.source if self._is_module else self._loaded.module
+
+    @cached_property
+    def _loaded(self) -> Network:
+        """What a callable returns; one that nothing tells from another is called once per call of featx."""
+        return self.load("cpu", torch.float32)
 
     def load(self, device: str, dtype: torch.dtype) -> Network:
         """The network, from this process's shelf where it is there; a module of the user's is copied anew each time."""

@@ -98,24 +98,7 @@ class TimmEntry:
         BackboneError
             It is none that resizes and crops to a square.
         """
-        from timm.data import resolve_data_config
-
-        config = resolve_data_config(pretrained_cfg=self._config(weights).to_dict())
-        _, height, width = config["input_size"]
-        kind = {"center": Preset, "squash": SquashPreset}.get(config["crop_mode"])
-        if kind is None or height != width:
-            raise BackboneError(
-                f"A network for square images, cropped or squashed, is expected, got {self._name(weights)!r} for "
-                f"{height} x {width} pixels with crop_mode={config['crop_mode']!r}. Build it yourself, and pass it as "
-                "a callable with preprocess=timm.data.create_transform(...)."
-            )
-        return kind(
-            resize=math.floor(height / config["crop_pct"]),
-            crop=height,
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-            interpolation=config["interpolation"],
-        )
+        return _preset_of(self._config(weights).to_dict(), self._name(weights))
 
     def preset_name(self, weights: str = "") -> str:
         """The network's name with its tag."""
@@ -183,6 +166,47 @@ class TimmEntry:
 
     def _name(self, weights: str) -> str:
         return f"{PREFIX}{self.model}.{self._tag(weights)}".rstrip(".")
+
+
+def _preset_of(config: Mapping[str, Any], name: str, side: int | None = None) -> Preset:
+    """The evaluation transform that timm makes of a configuration, for images of a side where one is given."""
+    from timm.data import resolve_data_config
+
+    found = resolve_data_config(pretrained_cfg=dict(config))
+    _, height, width = found["input_size"]
+    kind = {"center": Preset, "squash": SquashPreset}.get(found["crop_mode"])
+    if kind is None or height != width:
+        raise BackboneError(
+            f"A network for square images, cropped or squashed, is expected, got {name!r} for {height} x {width} "
+            f"pixels with crop_mode={found['crop_mode']!r}. Build it yourself, and pass it as a callable with "
+            "preprocess=timm.data.create_transform(...)."
+        )
+    return kind(
+        resize=math.floor(height / found["crop_pct"]),
+        crop=height,
+        mean=tuple(found["mean"]),
+        std=tuple(found["std"]),
+        interpolation=found["interpolation"],
+    ).scaled(side)
+
+
+def told_preset(module: nn.Module) -> Preset | None:
+    """The evaluation transform of a network of timm's, for the size that it is built for; None for others.
+
+    Raises
+    ------
+    BackboneError
+        It is none that resizes and crops to a square.
+    """
+    config = getattr(module, "pretrained_cfg", None)
+    if not config or "timm" not in sys.modules:
+        return None
+    config = dict(config if isinstance(config, Mapping) else config.to_dict())
+    built_for = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    if built_for is not None and built_for[0] != built_for[1]:
+        config["input_size"] = (3, *built_for)
+    side = None if built_for is None else built_for[0]
+    return _preset_of(config, config.get("architecture") or type(module).__name__, side)
 
 
 def _from_hub(config: Any) -> Path:
