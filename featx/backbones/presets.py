@@ -1,4 +1,4 @@
-"""Preprocessing that a network from elsewhere carries with it or leads to; where it does neither, ImageNet's usual one."""
+"""Preprocessing that a network from elsewhere carries or leads to; where it does neither, ImageNet's usual one."""
 
 from __future__ import annotations
 
@@ -59,9 +59,10 @@ def _of_transformers(module: nn.Module) -> Preset | None:
     if preset is not None:
         return preset
     side = _side(getattr(config, "image_size", None) or USUAL.crop, module)
+    place = repr(name) if name else "its folder"
     warnings.warn(
-        f"What {type(module).__name__} was trained with is expected in a {_FILES[0]} in {name or 'its folder'!r}, and "
-        f"there is none on this machine that featx can follow: images of {side} x {side} pixels with ImageNet's mean "
+        f"What {type(module).__name__} was trained with is expected in the {_FILES[0]} of {place}, and there is none "
+        f"on this machine that featx can follow: images of {side} x {side} pixels with ImageNet's mean "
         f"and deviation are taken. Load the network's own processor, and pass {_OWN_PROCESSOR}.",
         UserWarning,
         stacklevel=2,
