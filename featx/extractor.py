@@ -83,7 +83,8 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         that the network was not trained for.
     image_size : int or None, default=None
         Side in pixels fed to the network; the preset's resize and crop are scaled together. Larger is slower by the
-        square and sees finer detail.
+        square and sees finer detail. A named network that takes one size only (ViT, Swin) is built for this one, with
+        position embeddings resampled by timm or torchvision, as far as they do it.
     decode : {"exact", "fast"}, default="exact"
         ``"fast"`` reads a JPEG file (or ``bytes``) at the smallest of its built-in scales 1, 1/2, 1/4 and 1/8 that is
         not below what the preprocessing resizes to. Photos of 12 megapixels then take a fraction of the time, and their

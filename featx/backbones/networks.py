@@ -72,11 +72,21 @@ class Network:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """Which network, with which weights: everything but the tensors."""
+    """Which network, with which weights: everything but the tensors.
+
+    Attributes
+    ----------
+    backbone : Backbone
+    weights : Weights
+    seed : int
+    image_size : int or None
+        Side of the images, in pixels, that a network is built for which takes one size only; None for its weights'.
+    """
 
     backbone: Backbone
     weights: Weights
     seed: int
+    image_size: int | None = None
 
     @property
     def _seed(self) -> int:
@@ -93,10 +103,10 @@ class NetworkSpec:
 
         ``shape`` is (channels, height, width) in pixels; None means what the weights were trained with.
         """
-        shape = shape or self.square(self.preset.crop)
+        shape = shape or self.square(self._side or self.preset.crop)
         if self.backbone.entry is not None:
-            _check_image_size(self.backbone.label, self.backbone.entry, self.preset.crop, shape)
-            return _named_architecture(self.backbone, self.weights.published, shape)
+            _check_image_size(self.backbone.label, self.backbone.entry, self._side or self.preset.crop, shape)
+            return _named_architecture(self.backbone, self.weights.published, self._side, shape)
         if self._is_module:
             return _architecture(self.backbone, self._foreign, shape)
         return self._loaded.architecture(self.backbone, shape)
@@ -104,6 +114,14 @@ class NetworkSpec:
     def square(self, size: int) -> tuple[int, int, int]:
         """Shape (channels, size, size) of the images that the network takes."""
         return (3 if self.backbone.named else _channels_of(self._foreign)), size, size
+
+    @property
+    def _side(self) -> int | None:
+        """The side that the network is built for where it is another than that of its weights."""
+        entry = self.backbone.entry
+        if self.image_size is None or entry is None or not (entry.fixed_size and entry.is_resizable):
+            return None
+        return None if self.image_size == self.preset.crop else self.image_size
 
     @property
     def _is_module(self) -> bool:
@@ -123,11 +141,13 @@ class NetworkSpec:
         """The network, from this process's shelf where it is there; a module of the user's is copied anew each time."""
         if self.backbone.key is None:
             return self._load(device, dtype)
-        key = (self.backbone.key, self.weights.key(self.backbone), self._seed, device, dtype)
+        key = (self.backbone.key, self.weights.key(self.backbone), self._seed, self._side, device, dtype)
         return _SHELF.get(key, lambda: self._load(device, dtype))
 
     def _load(self, device: str, dtype: torch.dtype) -> Network:
         module, missing = build_with_weights(self.backbone, self.weights, self._seed)
+        if self.backbone.entry is not None and self._side is not None:
+            module = self.backbone.entry.resized(module, self.weights.published, self._side)
         module.eval().requires_grad_(False)
         module = module.to(device, dtype).to(memory_format=torch.channels_last)
         return Network(module, missing)
@@ -163,30 +183,34 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
 
 
-def _check_image_size(model: str, entry: Entry, own: int, shape: tuple[int, int, int]) -> None:
-    size = min(shape[1:])
-    if entry.fixed_size and shape[1:] != (own, own):
+def _check_image_size(model: str, entry: Entry, built_for: int, shape: tuple[int, int, int]) -> None:
+    _, height, width = shape
+    size = min(height, width)
+    if entry.fixed_size and (height, width) != (built_for, built_for):
+        other = f"Set image_size={size}" if entry.is_resizable and height == width else "Leave image_size=None"
         raise BackboneError(
-            f"{model} takes images of {own} x {own} pixels only, got image_size={size}. Leave image_size=None, or take "
+            f"{model} takes images of {built_for} x {built_for} pixels only, got {height} x {width}. {other}, or take "
             "a convolutional backbone."
         )
-    if size < entry.min_size:
+    if not entry.fixed_size and size < entry.min_size:
         raise BackboneError(
             f"{model} takes images of at least {entry.min_size} x {entry.min_size} pixels, got image_size={size}. "
             "Raise image_size."
         )
 
 
-def network_spec(backbone: object, weights: object, seed: int) -> NetworkSpec:
-    """Check a user's ``backbone`` and ``weights`` without loading anything."""
+def network_spec(backbone: object, weights: object, seed: int, image_size: int | None = None) -> NetworkSpec:
+    """Check a user's ``backbone``, ``weights`` and ``image_size`` without loading anything."""
     resolved = resolve_backbone(backbone)
-    return NetworkSpec(resolved, resolve_weights(resolved, weights), seed)
+    return NetworkSpec(resolved, resolve_weights(resolved, weights), seed, image_size)
 
 
 @lru_cache(maxsize=64)
-def _named_architecture(backbone: Backbone, weights: str, shape: tuple[int, int, int]) -> Architecture:
+def _named_architecture(
+    backbone: Backbone, weights: str, side: int | None, shape: tuple[int, int, int]
+) -> Architecture:
     assert backbone.entry is not None
-    return _architecture(backbone, backbone.entry.skeleton(weights), shape)
+    return _architecture(backbone, backbone.entry.skeleton(weights, side), shape)
 
 
 def _architecture(backbone: Backbone, module: nn.Module, shape: tuple[int, int, int]) -> Architecture:
