@@ -111,19 +111,20 @@ def _local(name: str, file: str) -> str | None:
 
 def _preset_of_processor(said: Mapping[str, Any]) -> Preset | None:
     """Of a transformers image processor; None where it does something that a preset cannot."""
-    size, crop = _sides(said.get("size")), _sides(said.get("crop_size"))
-    crops = bool(said.get("do_center_crop")) and crop is not None
+    size = _sides(said.get("size"))
+    crop = _sides(said.get("crop_size")) if said.get("do_center_crop") else None
     interpolation = _RESAMPLING.get(said.get("resample", 2))
     normalises = said.get("do_normalize", True)
     mean, std = (said.get("image_mean"), said.get("image_std")) if normalises else ([0.0] * 3, [1.0] * 3)
     does_all = said.get("do_resize", True) and abs(float(said.get("rescale_factor", 1 / 255)) * 255 - 1) < 1e-3
     if size is None or interpolation is None or not (mean and std and len(mean) == len(std) == 3 and does_all):
         return None
-    shortest = isinstance(said["size"], Mapping) and "shortest_edge" in said["size"]
-    if size[0] != size[1] or (crops and crop[0] != crop[1]) or (shortest and not crops):
+    of_short_side = isinstance(said["size"], Mapping) and "shortest_edge" in said["size"]
+    last = crop or size
+    if size[0] != size[1] or last[0] != last[1] or (of_short_side and crop is None):
         return None
-    kind = Preset if shortest else SquashPreset
-    return kind(size[0], crop[0] if crops else size[0], tuple(mean), tuple(std), interpolation)
+    kind = Preset if of_short_side else SquashPreset
+    return kind(size[0], last[0], tuple(mean), tuple(std), interpolation)
 
 
 def _sides(size: Any) -> tuple[int, int] | None:

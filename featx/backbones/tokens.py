@@ -91,8 +91,8 @@ class Tokens:
         if told is None or not (told.counted or self._has_room(n_tokens - told.n_prefix, position)):
             return Places(None)
         for leading in _first_unless_they_join_later(told):
-            if (grid := _in_proportion(n_tokens - leading.n_prefix, self._size)) is not None:
-                return Places(leading.n_prefix, leading.has_class, grid)
+            if (found := _in_proportion(n_tokens - leading.n_prefix, self._size)) is not None:
+                return Places(leading.n_prefix, leading.has_class, found)
         return Places(told.n_prefix, told.has_class)
 
     def _told(self, name: str) -> Told | None:
