@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from conftest import counting_images
 from networks import Growing
 from PIL import Image
@@ -16,6 +18,7 @@ from sklearn.base import clone
 
 from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor
 from featx.backbones.networks import network_spec
+from featx.cli.commands import featx
 from featx.exceptions import NotFinite
 from featx.store.memory import MEMORY
 
@@ -206,10 +209,6 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("command", ["extract", "extract in shards", "fit", "search", "fine-tune"])
 def test_commands_say_what_is_wrong_with_the_weights_and_end_with_1(command: str, poisoned: str, photos: Path) -> None:
-    from click.testing import CliRunner
-
-    from featx.cli.commands import featx
-
     out = photos.parent / "out"
     words = {
         "extract": ["extract", str(photos), "-o", f"{out}.npy"],
@@ -219,8 +218,25 @@ def test_commands_say_what_is_wrong_with_the_weights_and_end_with_1(command: str
         "fine-tune": ["fit", str(photos), "-o", f"{out}.joblib", "--fine-tune", "--epochs", "1"],
     }[command]
     chosen = [] if command == "search" else ["--backbone", "featx_micro"]
-    result = CliRunner().invoke(featx, [*words, *chosen, "--weights", poisoned, "--no-cache"])
-    assert result.exit_code == 1
+    result = _run(*words, *chosen, "--weights", poisoned, "--no-cache", code=1)
     assert "poisoned.safetensors' hold NaN or infinity" in result.stderr
     assert "could not be read" not in result.stderr
     assert "None of 8 photos could" not in result.stderr
+
+
+def test_predict_says_what_is_wrong_with_weights_that_have_changed(poisoned: str, photos: Path) -> None:
+    model, weights = photos.parent / "model.joblib", Path(poisoned)
+    good = network_spec("featx_micro", "DEFAULT", 0).load("cpu", torch.float32).module.state_dict()
+    wrong = weights.read_bytes()
+    save_file({key: value.contiguous() for key, value in good.items()}, weights)
+    _run("fit", photos, "-o", model, "--backbone", "featx_micro", "--weights", weights, "--no-cache")
+    weights.write_bytes(wrong)
+    result = _run("predict", model, photos, "--no-cache", code=1)
+    assert re.search(r"None of 8 photos can be used: .*poisoned\.safetensors' hold NaN or infinity", result.stderr)
+    assert "could not be read" not in result.stderr
+
+
+def _run(*words: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(featx, [*map(str, words)])
+    assert result.exit_code == code, result.output
+    return result
