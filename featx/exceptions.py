@@ -5,6 +5,9 @@ Each is also the builtin it comes closest to, so that code which knows nothing o
 
 from __future__ import annotations
 
+#: What to do about an image that cannot be read, whatever is to become of its row.
+REMOVE_IT = "Remove it: featx.find_unreadable lists all such rows."
+
 
 class FeatxError(Exception):
     """Base of all errors of this package."""
@@ -22,23 +25,44 @@ class ImageError(FeatxError, ValueError):
 
     Parameters
     ----------
-    message : str
-        What is wrong and what to do about it.
+    problem : str
+        What is wrong, as a sentence.
     row : int or None, default=None
         Position in X, counted from 0.
     source : str or None, default=None
         The file it was read from, None for pixels in memory.
     reason : str or None, default=None
         What is wrong, alone ("truncated JPEG").
+    remedy : str or None, default=None
+        What to do about it, as a sentence: the end of the message.
+
+    Attributes
+    ----------
+    problem, row, source, reason
+        As given; the problem without its full stop.
     """
 
     def __init__(
-        self, message: str, *, row: int | None = None, source: str | None = None, reason: str | None = None
+        self,
+        problem: str,
+        *,
+        row: int | None = None,
+        source: str | None = None,
+        reason: str | None = None,
+        remedy: str | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(problem if remedy is None else f"{problem} {remedy}")
+        self.problem = problem.removesuffix(".")
         self.row = row
         self.source = source
         self.reason = reason
+
+    @classmethod
+    def at(cls, row: int, source: str | None, reason: str, remedy: str) -> ImageError:
+        """Of one row of X, by its place, its file, what is wrong with it, and what to do about it."""
+        where = f"X[{row}]" if source is None else f"X[{row}] ({source!r})"
+        problem = f"{where} is not a readable image: {reason}."
+        return cls(problem, row=row, source=source, reason=reason, remedy=remedy)
 
 
 class NotFinite(ImageError):
@@ -47,16 +71,20 @@ class NotFinite(ImageError):
     #: What its ``reason`` begins with.
     PHRASE = "features that are not finite"
 
+    _why: tuple[str, str]
+
     @classmethod
-    def at(cls, row: int, source: str | None, why: str) -> NotFinite:
-        """For an item of X, with the layer, the reason and the advice in one text."""
+    def at(cls, row: int, source: str | None, reason: str, remedy: str) -> NotFinite:
+        """Of one row of X, by its place, its file, the layer with what is wrong there, and what to do about it."""
         where = f"X[{row}]" if source is None else f"X[{row}] ({source!r})"
-        message = f"Finite features are expected, got NaN or infinity of {where} {why}"
-        return cls(message, row=row, source=source, reason=f"{cls.PHRASE} {why}")
+        problem = f"Finite features are expected, got NaN or infinity of {where} {reason}."
+        error = cls(problem, row=row, source=source, reason=f"{cls.PHRASE} {reason}. {remedy}", remedy=remedy)
+        error._why = reason, remedy
+        return error
 
     def elsewhere(self, row: int, source: str | None) -> NotFinite:
         """The same for another place in X where the same picture stands."""
-        return self.at(row, source, str(self.reason).removeprefix(f"{self.PHRASE} "))
+        return self.at(row, source, *self._why)
 
 
 class LayerError(FeatxError, ValueError):

@@ -19,6 +19,7 @@ from featx.activations import remembered
 from featx.base import NetworkEstimator
 from featx.images.sources import MAX_PIXELS, Items
 from featx.lazy import LazyTransformMixin, is_lazy, note_columns
+from featx.output import check_has_columns
 from featx.store import FeatureStore, resolve_store
 from featx.threads import n_threads
 
@@ -45,11 +46,18 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         the same network every time); or a module (copied by ``clone`` and by pickling, and copied again by each
         ``transform``, so that the one passed in is never touched). Forward hooks of a module belong to it and run.
         The stages of timm's networks are those of timm's ``feature_info``, the last for each reduction.
-    weights : str, path or None, default="DEFAULT"
+    weights : str, path, (path, str) or None, default="DEFAULT"
         Name of published weights (``"DEFAULT"``, ``"IMAGENET1K_V1"``; for timm a tag such as ``"a1_in1k"``), fetched
-        once and kept by torch, or for timm by the Hugging Face hub; the path of a ``.safetensors`` or ``.pth`` file,
-        which may lack the output layers; or None for a random network. For a module or callable ``"DEFAULT"`` means as
-        it comes.
+        once and kept by torch, or for timm by the Hugging Face hub; the path of a file of tensors; or None for a random
+        network. For a module or callable ``"DEFAULT"`` means as it comes.
+
+        The content of a file decides how it is read, not its name: safetensors, or what ``torch.save`` wrote. Nothing
+        in it is executed, and classes that it names are not imported. The network's tensors are found under whatever
+        keys and prefixes they stand (``{"state_dict": ...}``, ``"module."``, ``"backbone."``), and ``verbose=1`` says
+        under which. All of the trunk must be there; output layers may be absent or of another size, and then only the
+        layers behind them cannot be read. Where several networks fit that have different tensors (a model and its
+        average), it is an error that lists them; ``("last.ckpt", "state_dict_ema")`` chooses: a path, and a key of the
+        file's content with dots for what lies deeper.
     layers : str, int or list of these, default="penultimate"
         What to read: ``"penultimate"`` (the input of the output layer), a stage index (negative from the end), a
         module's qualified name as PyTorch prints it (``"NAME#2"`` for its second call), a list of these (columns in
@@ -95,7 +103,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         by ``PIL.Image.MAX_IMAGE_PIXELS`` as well.
     on_error : {"raise", "nan"}, default="raise"
         An unreadable image raises an error that names its row and file, or becomes a row of NaN with one warning
-        that counts them.
+        that counts them; most estimators refuse NaN. :func:`featx.find_unreadable` lists such rows beforehand.
     storage_options : dict or None, default=None
         Lets paths be URLs (``s3://``, ``https://``, ...), opened through fsspec with these options, such as
         ``{"anon": True}``; ``{}`` for none. A URL is read anew in every call. Credentials are better left to the
@@ -132,6 +140,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
     featx.list_layers : Names that ``layers`` takes.
     featx.FeatureStore : Where features are kept.
     featx.load_image_folder : Paths and labels from a folder of class subfolders.
+    featx.find_unreadable : Rows that cannot be read, with reasons.
 
     References
     ----------
@@ -161,7 +170,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         self,
         backbone: Any = "resnet18",
         *,
-        weights: str | os.PathLike[str] | None = "DEFAULT",
+        weights: str | os.PathLike[str] | tuple[str | os.PathLike[str], str] | None = "DEFAULT",
         layers: Any = "penultimate",
         pooling: str = "avg",
         grid: int = 1,
@@ -256,6 +265,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
             X is of no form that is known, or a parameter is wrong.
         """
         self._validate_params()
+        check_has_columns(self)
         store = self._store()
         question = remembered.question_of(self, store, make=True)
         known, items = self._known_rows(X, store, question)

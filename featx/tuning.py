@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +17,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted
 from tqdm.auto import tqdm
 
+from featx.backbones.addresses import plain_address
 from featx.base import NetworkEstimator
 from featx.exceptions import NotFinite, OutOfMemory
 from featx.images.sources import Items
@@ -83,6 +83,11 @@ class TunedEstimator(NetworkEstimator):
         "random_state": ["random_state"],
     }
 
+    _way_out = (
+        'Remove it (featx.find_unreadable lists all such rows), or set on_error="nan": fit leaves it out, '
+        "predict_proba gives NaN."
+    )
+
     def _train(
         self, items: Items, labels: Labels, sample_weight: Any, start: Tensors | None, given: Any, once: bool = False
     ) -> None:
@@ -93,7 +98,7 @@ class TunedEstimator(NetworkEstimator):
         check_consistent_length(range(len(items)), labels.codes)
         weights = _check_sample_weight(sample_weight, range(len(items)), dtype=np.float64, ensure_non_negative=True)
         rows = np.flatnonzero(weights > 0)
-        rows = rows[self._readable(items.take(rows.tolist()))]
+        rows = rows[self._readable(items.take(rows.tolist()), " and are left out.")]
         if not len(rows):
             raise ValueError("At least one readable image that weighs something is expected, got none.")
         random = check_random_state(self.random_state)
@@ -172,19 +177,10 @@ class TunedEstimator(NetworkEstimator):
         self._runtime: dict[str, Any] = {}  # what predicts, once it was asked to
 
     def _hold_out(self, rows: np.ndarray, labels: Labels, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        from sklearn.model_selection import train_test_split  # takes long to import, and few hold out
+        from featx.training.validation import hold_out
 
-        by = labels.codes[rows] if labels.codes.ndim == 1 and len(labels.classes) > 1 else None
-        try:
-            training, held_out = train_test_split(
-                rows, test_size=self.validation_fraction, stratify=by, random_state=seed
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"Images enough of every class for validation_fraction={self.validation_fraction} are expected, got "
-                f"{len(rows)} images: {error} Set early_stopping=False."
-            ) from error
-        return np.sort(training), np.sort(held_out)
+        training, held_out = hold_out(labels.codes[rows], self.validation_fraction, seed)
+        return rows[training], rows[held_out]
 
     def _recipe(self, model: Model, n: int, seed: int, once: bool) -> Recipe:
         from featx.images.augmentation import Augmentation
@@ -244,7 +240,7 @@ class TunedEstimator(NetworkEstimator):
     def _outputs(self, X: Any, *, scores: bool) -> np.ndarray:
         self._validate_params()
         items = self._items(X, reset=False)
-        readable = self._readable(items)
+        readable = self._readable(items, "; their rows are NaN.")
         if not len(readable):
             raise ValueError("At least one readable image is expected, got none.")
         model = self._model(items)
@@ -258,22 +254,21 @@ class TunedEstimator(NetworkEstimator):
 
     def _check_finite(self, rows: np.ndarray, items: Items, model: Model) -> None:
         """Raise, or make NaN and count, where a tuned network has put out what is not finite."""
+        from featx.activations.finite import warn_not_finite
+
         wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-        if not len(wrong):
-            return
-        error = self._not_finite(items, int(wrong[0]), model)
-        if self.on_error == "raise":
-            raise error
+        errors = [self._not_finite(items, row, model) for row in wrong[:1].tolist()] * len(wrong)
+        if errors and self.on_error == "raise":
+            raise errors[0]
         rows[wrong] = np.nan
-        count = f"{len(wrong)} of {len(rows)} images have {NotFinite.PHRASE}; their rows are NaN."
-        warnings.warn(f"{count} The first: {error}", UserWarning, stacklevel=4)
+        warn_not_finite(errors, len(rows), stacklevel=4)
 
     def _not_finite(self, items: Items, row: int, model: Model) -> NotFinite:
         from featx.activations.finite import Doctor
 
         if not all(bool(tensor.isfinite().all()) for tensor in self.tensors_.values()):
-            why = "in the tuned network: what training has changed holds NaN or infinity. Lower learning_rate and fit."
-            return NotFinite.at(items.original_row(row), items[row].source, why)
+            why = "in the tuned network: what training has changed holds NaN or infinity"
+            return NotFinite.at(items.original_row(row), items[row].source, why, "Lower learning_rate and fit anew.")
         doctor = Doctor(model.spec, model.architecture, self.precision)
         return doctor.error(items, row, None, model.plan.slots[0], model.pretrained())
 
@@ -294,13 +289,14 @@ class TunedEstimator(NetworkEstimator):
                 shared["layers"] = model.plan.layers[0].label
         return shared
 
-    def _readable(self, items: Items) -> np.ndarray:
+    def _readable(self, items: Items, consequence: str) -> np.ndarray:
         """Rows of the images that can be read; all of them where others are to raise."""
         if self.on_error == "raise":
             return np.arange(len(items))
-        from featx.images.loading import readable_rows
+        from featx.activations.engine import n_threads
+        from featx.images.unreadable import readable_rows
 
-        return np.asarray(readable_rows(items), dtype=int)
+        return np.asarray(readable_rows(items, n_threads(self.n_jobs), consequence), dtype=int)
 
     def _model(self, items: Items | None) -> Model:
         """What the last fit has trained; the same object while the shape of the images is."""
@@ -397,7 +393,7 @@ class TunedEstimator(NetworkEstimator):
         check_is_fitted(self)
         given = self.get_params(deep=False) | self._made_with
         params = {name: value for name, value in given.items() if name not in _OF_THIS_MACHINE}
-        params["weights"] = None if given["weights"] is None else os.fspath(given["weights"])
+        params["weights"] = plain_address(given["weights"])
         about = {
             "params": params,
             "classes": labels_to_json(self.classes_),
@@ -406,6 +402,7 @@ class TunedEstimator(NetworkEstimator):
             "best_epoch": self.best_epoch_,
             "shape": getattr(self, "_shape", None),  # of a fit with an earlier version there is none
             "n_features": getattr(self, "n_features_in_", None),
+            "feature_names": [*getattr(self, "feature_names_in_", ())],
         }
         save_fitted(path, self.tensors_, about)
 
@@ -435,6 +432,8 @@ class TunedEstimator(NetworkEstimator):
         loaded._be_fitted(classes, about["multilabel"], tensors, about["history"], about["best_epoch"], shape)
         if about["n_features"] is not None:
             loaded.n_features_in_ = about["n_features"]
+        if names := about.get("feature_names"):  # files of earlier versions have none
+            loaded.feature_names_in_ = np.asarray(names, dtype=object)
         return loaded
 
     def __getstate__(self) -> dict[str, Any]:

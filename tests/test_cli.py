@@ -22,6 +22,7 @@ import joblib
 import numpy as np
 import pyarrow.parquet
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
@@ -394,6 +395,41 @@ def test_files_that_are_no_models_are_told_in_one_line(photos: Path, tmp_path: P
     for name in ("dict.joblib", "words.joblib", "words.safetensors"):
         (line,) = run("predict", tmp_path / name, photos, code=1).stderr.splitlines()
         assert name in line
+
+
+def test_network_in_a_checkpoint_is_chosen_by_what_the_error_says(photos: Path, tmp_path: Path) -> None:
+    name, states = "it's a b#1.bin", {}
+    for seed, key in enumerate(["model", "state_dict_ema"]):
+        spec = PretrainedFeatureExtractor("featx_micro", weights=None, random_state=seed)._spec()
+        states[key] = spec.load("cpu", torch.float32).module.state_dict()
+    torch.save(states, tmp_path / name)
+    words = ["extract", photos, "-o", tmp_path / "f.npy", *MICRO, "--weights"]
+    (line,) = run(*words, tmp_path / name, code=1).stderr.splitlines()
+    told = shlex.split(line.rpartition("as in --weights ")[2].removesuffix("."))
+    assert told == [f"{tmp_path / name}#model"]
+    run(*words, *told)
+    chosen = PretrainedFeatureExtractor("featx_micro", weights=(tmp_path / name, "model"), on_error="nan")
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "f.npy"), chosen.transform(sorted(map(str, photos.rglob("*.jpg"))))
+    )
+    other = f"{tmp_path / name}#state_dict_ema"
+    found = run_json("search", photos, "--backbones", "featx_micro", "--weights-of", f"featx_micro={other}")
+    assert {row["weights"] for row in found["leaderboard"]} == {other}
+    torch.save(states["model"], other)  # a file of that whole name comes first
+    run(*words, other)
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "f.npy"), chosen.transform(sorted(map(str, photos.rglob("*.jpg"))))
+    )
+
+
+@pytest.mark.parametrize("fine_tune", [(), ("--fine-tune", "--epochs", 1, "--folds", 2)])
+def test_model_from_a_checkpoint_tells_which_file_it_reads(photos: Path, tmp_path: Path, fine_tune: tuple) -> None:
+    spec = PretrainedFeatureExtractor("featx_micro")._spec()
+    torch.save({"ema": spec.load("cpu", torch.float32).module.state_dict()}, tmp_path / "w")
+    model = tmp_path / ("m.safetensors" if fine_tune else "m.joblib")
+    told = run("fit", photos, "-o", model, *MICRO, "--weights", f"{tmp_path / 'w'}#ema", *fine_tune).stdout
+    assert f"It reads {tmp_path / 'w'}, which must stay there." in told
+    assert len(run("predict", model, photos).stdout.splitlines()) == 17
 
 
 # What comes out

@@ -27,6 +27,7 @@ FLOORS = [
     "activations",
     "training",
     "notebook",
+    "output",
     "lazy",
     "base",
     "tuning",

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pictures import colours, encode, photo
 from PIL import Image
 
-from featx.exceptions import FeatxError, ImageError
+from featx.exceptions import REMOVE_IT, FeatxError, ImageError
 from featx.images.items import ArrayItem
 from featx.images.sources import as_items
 
@@ -115,7 +115,7 @@ def test_row_error_names_row_and_file_and_remedy(path):
     items.load(0)
     with pytest.raises(ImageError) as caught:
         items.load(1)
-    expected = f'X[1] ({path!r}) is not a readable image: truncated JPEG. Remove it, or set on_error="nan".'
+    expected = f"X[1] ({path!r}) is not a readable image: truncated JPEG. {REMOVE_IT}"
     assert str(caught.value) == expected
     assert (caught.value.row, caught.value.source) == (1, path)
 

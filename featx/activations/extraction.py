@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -12,14 +11,20 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from featx.activations.engine import Block, Recipe
+from featx.activations.finite import warn_not_finite
 from featx.activations.kept import KeptRecipe, slots_of
-from featx.activations.keys import NoKey, describe_recipe
+from featx.activations.keys import NoKey, changed, describe_recipe
 from featx.activations.plan import Slot
-from featx.exceptions import ImageError, NotFinite, WeightsError
+from featx.exceptions import ImageError, NotFinite
 from featx.images.sources import Items
+from featx.images.unreadable import warn_unreadable
 from featx.store import FeatureStore, Session, warn_once
 
 _Tick = Callable[[int], object]
+_ROWS_OF_NAN = (
+    "; their rows are NaN, which most estimators refuse: remove what featx.find_unreadable lists, or fill such rows "
+    "in, as SimpleImputer does."
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ class Extraction:
 
         def check() -> None:
             if self._description(session) != description:
-                raise WeightsError(f"{self.recipe.spec.weights.name!r} changed while it was read. Call again.")
+                raise changed(self.recipe.spec.weights.given)
 
         return KeptRecipe(self.recipe, session, slots, tick=tick, check=check, **self._how)
 
@@ -123,7 +128,9 @@ class Extraction:
             return None
 
     def _description(self, session: Session) -> str:
-        return describe_recipe(self.recipe, self.max_pixels, self.items.short_side, session.digest_of_file)
+        return describe_recipe(
+            self.recipe, self.max_pixels, self.items.short_side, session.digest_of_file, session.answer
+        )
 
     @contextmanager
     def _counting(self) -> Iterator[tuple[_Tick, list[ImageError]]]:
@@ -132,16 +139,9 @@ class Extraction:
         label = self.recipe.spec.backbone.label
         with tqdm(total=len(self.items), unit="img", desc=label, disable=not self.verbose) as bar:
             yield bar.update, errors
+            if self.verbose and "network" in vars(self.recipe):
+                self.recipe.network.tell_note()
         if self.warns:
-            for words, found in _by_kind(errors).items():
-                count = f"{len(found)} of {len(self.items)} images {words}; their rows are NaN."
-                warnings.warn(f"{count} The first: {found[0]}", UserWarning, stacklevel=5)
-
-
-def _by_kind(errors: Sequence[ImageError]) -> dict[str, list[ImageError]]:
-    """Errors under what a warning says of them."""
-    found: dict[str, list[ImageError]] = {}
-    for error in errors:
-        words = f"have {error.PHRASE}" if isinstance(error, NotFinite) else "could not be read"
-        found.setdefault(words, []).append(error)
-    return found
+            unread = [error for error in errors if not isinstance(error, NotFinite)]
+            warn_unreadable(unread, len(self.items), _ROWS_OF_NAN, stacklevel=5)
+            warn_not_finite([error for error in errors if isinstance(error, NotFinite)], len(self.items), stacklevel=5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -42,23 +44,26 @@ class Doctor:
 
     def error(self, items: Items, row: int, tile: torch.Tensor | None, slot: Slot, network: Network) -> NotFinite:
         """For one item, of which the network saw a tile (None: one without fault) and made no finite part in a slot."""
-        why = self._why(tile, slot, network)
-        return NotFinite.at(items.original_row(row), items[row].source, f"in layer {slot.layer.label!r}: {why}")
+        reason, remedy = self._why(tile, slot, network)
+        where = f"in layer {slot.layer.label!r}: {reason}"
+        return NotFinite.at(items.original_row(row), items[row].source, where, remedy)
 
-    def _why(self, tile: torch.Tensor | None, slot: Slot, network: Network) -> str:
+    def _why(self, tile: torch.Tensor | None, slot: Slot, network: Network) -> tuple[str, str]:
+        """What makes it so, and what to do."""
         if tile is not None and not tile.isfinite().all():
-            return "preprocess has made NaN or infinity of the image. Let it return finite numbers."
+            return "preprocess has made NaN or infinity of the image", "Let it return finite numbers."
         if slot.layer not in self._wrong_weights:
             self._wrong_weights[slot.layer] = self._weights_before(slot.layer, network)
         if wrong := self._wrong_weights[slot.layer]:
             more = f" and {len(wrong) - _MOST_NAMES} more" if len(wrong) > _MOST_NAMES else ""
             held = ", ".join(wrong[:_MOST_NAMES]) + more
-            return f"{_name_of(self.spec.weights)} hold NaN or infinity in {held}. Take other weights."
+            return f"{_name_of(self.spec.weights)} hold NaN or infinity in {held}", "Take other weights."
         if self.precision == "float16":
-            return 'precision="float16" ends at 65504. Set precision="bfloat16" or precision="float32".'
+            return 'precision="float16" ends at 65504', 'Set precision="bfloat16" or precision="float32".'
         if slot.pooling == "gem":
-            return 'pooling="gem" takes third powers, which are too large here. Use pooling="avg" or an earlier layer.'
-        return "the network's values grow beyond all numbers. Read an earlier layer, or take other weights."
+            powers = 'pooling="gem" takes third powers, which are too large here'
+            return powers, 'Use pooling="avg" or an earlier layer.'
+        return "the network's values grow beyond all numbers", "Read an earlier layer, or take other weights."
 
     def _weights_before(self, layer: Layer, network: Network) -> list[str]:
         """Names of tensors that are not finite and that a layer's values can depend on."""
@@ -74,6 +79,22 @@ class Doctor:
         ]
 
 
+def warn_not_finite(errors: Sequence[NotFinite], n_images: int, stacklevel: int) -> None:
+    """One warning that counts images without finite features and names the first, where there are any.
+
+    Parameters
+    ----------
+    errors : sequence of NotFinite
+    n_images : int
+        Of which they are.
+    stacklevel : int
+        As of `warnings.warn`, seen from the caller.
+    """
+    if errors:
+        count = f"{len(errors)} of {n_images} images have {NotFinite.PHRASE}; their rows are NaN."
+        warnings.warn(f"{count} The first: {errors[0]}", UserWarning, stacklevel=stacklevel + 1)
+
+
 def _name_of(weights: Weights) -> str:
     """What a message calls some weights."""
-    return f"weights={weights.name!r}" if weights.name else "the backbone's weights"
+    return f"weights={weights.given!r}" if weights.name else "the backbone's weights"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import sys
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import packages_distributions
 from types import CellType, CodeType, FunctionType, ModuleType
@@ -56,6 +57,14 @@ def fingerprint(module: nn.Module) -> str:
             if attribute not in _OF_EVERY_MODULE:
                 hasher.update(f"\0{attribute}\0{teller.tell(value)}".encode())
     for name, tensor in sorted({**module.state_dict(keep_vars=True), **dict(module.named_buffers())}.items()):
+        hasher.update(f"\0{name}\0{teller.tell(tensor)}".encode())
+    return hasher.hexdigest()
+
+
+def digest_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """xxh3-128 of tensors with their names, dtypes and shapes, in any order: 32 hexadecimal digits."""
+    teller, hasher = _Teller(), xxhash.xxh3_128()
+    for name, tensor in sorted(tensors.items()):
         hasher.update(f"\0{name}\0{teller.tell(tensor)}".encode())
     return hasher.hexdigest()
 

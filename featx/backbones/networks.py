@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
@@ -11,6 +12,7 @@ from functools import cached_property, lru_cache
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from featx.backbones.catalogue import Backbone, resolve_backbone
 from featx.backbones.entries import Entry
@@ -26,6 +28,8 @@ from featx.images.preprocessing import Preset
 # A grid search over backbones needs a few at once; a notebook that tries fifty must not hold them all.
 _MOST_LOADED = 8
 
+_TOLD: set[str] = set()  # by this process, of notes
+
 
 @dataclass(frozen=True)
 class Network:
@@ -36,13 +40,25 @@ class Network:
     module : nn.Module
         Shared by everyone in the process: hold ``lock`` while hooks are attached to it.
     missing : frozenset of str
-        Modules of the head that a weights file had no tensors for; their values mean nothing.
+        Modules of the head that a weights file had no tensors for, or none that fit; their values mean nothing.
+    content : str
+        What identifies the tensors that a weights file gave; empty without a file.
+    note : str
+        How a weights file was read, where that is not plain; empty otherwise.
     """
 
     module: nn.Module
     missing: frozenset[str]
+    content: str = ""
+    note: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
     _architectures: dict[Hashable, Architecture] = field(default_factory=dict)
+
+    def tell_note(self) -> None:
+        """Say to stderr how a weights file was read, where that is not plain; once per process."""
+        if self.note and self.note not in _TOLD:
+            _TOLD.add(self.note)
+            tqdm.write(self.note, file=sys.stderr)
 
     def architecture(self, backbone: Backbone, shape: tuple[int, int, int]) -> Architecture:
         """What can be read from it, traced once per shape of images."""
@@ -145,12 +161,13 @@ class NetworkSpec:
         return _SHELF.get(key, lambda: self._load(device, dtype))
 
     def _load(self, device: str, dtype: torch.dtype) -> Network:
-        module, missing = build_with_weights(self.backbone, self.weights, self._seed)
+        loaded = build_with_weights(self.backbone, self.weights, self._seed)
+        module = loaded.module
         if self.backbone.entry is not None and self._side is not None:
             module = self.backbone.entry.resized(module, self.weights.published, self._side)
         module.eval().requires_grad_(False)
         module = module.to(device, dtype).to(memory_format=torch.channels_last)
-        return Network(module, missing)
+        return Network(module, loaded.missing, loaded.content, loaded.note)
 
 
 class _Shelf:

@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from featx.backbones.addresses import Address
 from featx.cli.outcomes import Console
 from featx.extractor import PretrainedFeatureExtractor
 from featx.store import FeatureStore, resolve_store
@@ -32,11 +32,13 @@ class Listed(click.ParamType[list[str | int]]):
     name : str
         For help.
     known : tuple of str, default=()
-        The only values there are; empty for any. Whole numbers among any become int.
+        The only values there are; empty for any.
+    numbers : bool, default=True
+        Whether whole numbers among any become int.
     """
 
-    def __init__(self, name: str, known: tuple[str, ...] = ()) -> None:
-        self.name, self.known = name, known
+    def __init__(self, name: str, known: tuple[str, ...] = (), *, numbers: bool = True) -> None:
+        self.name, self.known, self.numbers = name, known, numbers and not known
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str | int]:
         """Split, and check."""
@@ -48,8 +50,7 @@ class Listed(click.ParamType[list[str | int]]):
                 self.fail(f"{part!r} is not one of {', '.join(self.known)}.", param, ctx)
         if not parts:
             self.fail("At least one value is expected.", param, ctx)
-        numbers = parts if self.known else [_number_or_name(part) for part in parts]
-        return list(dict.fromkeys(numbers))
+        return list(dict.fromkeys(map(_number_or_name, parts) if self.numbers else parts))
 
 
 def _number_or_name(part: str) -> str | int:
@@ -130,13 +131,25 @@ def extractor_for(
     return PretrainedFeatureExtractor(backbone, on_error="nan", **(given | params))
 
 
-def weights_of(spec: str | None) -> str | None:
-    """What ``--weights`` means: a file by its full path, so that a model finds it from anywhere, or a name, or none."""
+def weights_of(spec: str | None) -> Address:
+    """What ``--weights`` means: a file by its full path, so that a model finds it from anywhere, or a name, or none.
+
+    ``FILE#KEY`` means a key of the file's content, unless there is a file of that whole name.
+    """
     if spec is None:
         return "DEFAULT"
     if spec.lower() == "none":
         return None
-    return os.path.abspath(spec) if Path(spec).is_file() else spec
+    if os.path.isfile(spec):
+        return os.path.abspath(spec)
+    pieces = spec.split("#")
+    splits = (("#".join(pieces[:i]), "#".join(pieces[i:])) for i in range(len(pieces) - 1, 0, -1))
+    return next(((os.path.abspath(file), key) for file, key in splits if os.path.isfile(file)), spec)
+
+
+def typed_weights(address: Address) -> str | None:
+    """What to type for weights, where there are any."""
+    return address if address is None or isinstance(address, str) else "#".join(address)
 
 
 def one_or_list(layers: list[str | int]) -> Any:
@@ -177,7 +190,13 @@ _traceback = click.option(
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, for scripts.")
 _quiet = click.option("--quiet", "-q", is_flag=True, help="No progress bars and notes.")
-_strict = click.option("--strict", is_flag=True, help="Stop with exit code 1 at the first photo that cannot be read.")
+_strict = click.option(
+    "--strict",
+    is_flag=True,
+    help="Stop with exit code 1 at the first photo that cannot be read, and where folders hold other files too (but "
+    "hidden ones and those of the system).",
+)
+n_jobs_option = click.option("--n-jobs", type=int, help="Threads that decode photos.  [default: as many as torch uses]")
 _machine = (
     click.option(
         "--cache/--no-cache",
@@ -189,14 +208,14 @@ _machine = (
     click.option(
         "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Photos computed together."
     ),
-    click.option("--n-jobs", type=int, help="Threads that decode photos.  [default: as many as torch uses]"),
+    n_jobs_option,
 )
 _reading = (
     click.option(
         "--weights",
-        metavar="NAME|FILE",
-        help="Name of published weights, a .safetensors or .pth file, or none for a random network.  "
-        "[default: the network's usual ones]",
+        metavar="NAME|FILE[#KEY]",
+        help="Name of published weights, a file of tensors (#KEY: those under that key of a checkpoint), or none for a "
+        "random network.  [default: the network's usual ones]",
     ),
     click.option(
         "--image-size",
@@ -234,6 +253,12 @@ pooling_option = click.option(
     show_default=True,
     help="How a layer's places become one row.",
 )
+classes_option = click.option(
+    "--classes",
+    type=Listed("NAMES", numbers=False),
+    help="The class folders, with commas between; another folder is an error. Needed where they are called like the "
+    "splits of a data set (train, test, ...).  [default: every subfolder with photos]",
+)
 layers_option = click.option(
     "--layers",
     type=Listed("LAYERS"),
@@ -244,8 +269,8 @@ layers_option = click.option(
 )
 
 
-def with_console(function: F) -> F:
-    """Pass ``console``, made of ``--json``, ``--quiet`` and ``--strict``."""
+def with_console(function: F, strict: Callable[[F], F] = _strict) -> F:
+    """Pass ``console``, made of ``--json``, ``--quiet`` and ``--strict``, which may mean something of its own."""
 
     @functools.wraps(function)
     def command(*args: Any, console: Console, **given: Any) -> Any:
@@ -255,7 +280,7 @@ def with_console(function: F) -> F:
             console.list_broken()  # too many of them may be why
             raise
 
-    return _options(_strict, _json, _quiet, _traceback)(_gathering(Console, "console", command))  # type: ignore
+    return _options(strict, _json, _quiet, _traceback)(_gathering(Console, "console", command))  # type: ignore
 
 
 def with_plain_console(function: F) -> F:

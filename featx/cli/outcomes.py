@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import shlex
 import sys
 import traceback
 import warnings
@@ -14,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from featx.exceptions import FeatxError, ImageError, NotFinite
+from featx.images.walk import LeftOut, told
 from featx.store import KEPT, resolve_store
 
 _INTERRUPTED = 130
@@ -22,6 +25,8 @@ _PLAIN = (FeatxError, ValueError, OSError)
 _PARAMETER = re.compile(
     r"\b(backbone|weights|layers|pooling|image_size|precision|decode|freeze|epochs|device|batch_size|n_jobs)=(?=\S)"
 )
+# A file and a key of its content, as the library writes them.
+_PAIR = re.compile(r"\bweights=(\(('[^']*'|\"[^\"]*\"), ('[^']*'|\"[^\"]*\")\))")
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,15 @@ class Console:
         As the options of these names.
     broken : list of Broken
         The photos that could not be read so far.
+    left_out : list of LeftOut
+        The files in folders that are taken for none.
     """
 
     quiet: bool = False
     as_json: bool = False
     strict: bool = False
     broken: list[Broken] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
 
     @property
     def verbose(self) -> int:
@@ -87,6 +95,23 @@ class Console:
                 raise click.ClickException(_with_options(f"{shown(photo.path)} {what} {photo.reason}"))
             self.broken.append(photo)
 
+    def tell_left_out(self, left_out: Sequence[LeftOut]) -> None:
+        """Say in one line which files of folders are taken for no photos; with ``--strict`` some end the command.
+
+        Raises
+        ------
+        ClickException
+        """
+        lost = [each for each in left_out if each.is_lost]
+        if self.strict and lost:
+            raise click.ClickException(
+                f"Photos alone are expected with --strict, got {told(lost)}. Move these away, or install what reads "
+                "them."
+            )
+        self.left_out += left_out
+        if left_out:
+            self.note(f"Left out: {told(left_out)}.")
+
     def list_broken(self) -> None:
         """Print the photos that could not be read, to stderr."""
         for was_read, words in ((False, "could not be read"), (True, "could be read but not used")):
@@ -101,7 +126,8 @@ class Console:
         self.list_broken()
         if self.as_json:
             broken = [{"path": shown(photo.path), "reason": photo.reason} for photo in self.broken]
-            photos = {} if n_photos is None else {"n_photos": n_photos, "broken": broken}
+            left_out = [each._asdict() for each in self.left_out]
+            photos = {} if n_photos is None else {"n_photos": n_photos, "broken": broken, "left_out": left_out}
             click.echo(json.dumps(result | photos, allow_nan=False))
 
     def finish_with_photos(self, result: dict[str, Any], n_photos: int, n_read: int) -> None:
@@ -202,6 +228,7 @@ def _interrupted() -> str:
 
 def _with_options(message: str) -> str:
     """The library's words for parameters as options that can be typed."""
+    message = _PAIR.sub(lambda found: f"--weights {shlex.quote('#'.join(ast.literal_eval(found[1])))}", message)
     return _PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')} ", message)
 
 

@@ -14,6 +14,8 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from featx.backbones.addresses import plain_address
+from featx.cli.options import typed_weights
 from featx.cli.outcomes import Console, broken_of
 from featx.extractor import PretrainedFeatureExtractor
 
@@ -117,7 +119,7 @@ def scores_of(
                 os.fspath(extractor.backbone),
                 layer,
                 pooling,
-                None if extractor.weights is None else os.fspath(extractor.weights),
+                typed_weights(plain_address(extractor.weights)),
                 search.best_params_["logisticregression__C"],
                 float(results["mean_test_score"][best]),
                 float(results["std_test_score"][best]),

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from featx.exceptions import UnreadableImage
+from featx.images import heif
 
 __all__ = ["UnreadableImage", "content_of_pil", "decode", "on_white", "rgb_from_pil"]
 
@@ -42,6 +43,7 @@ _SIGNATURES = {
 }
 # All formats at once: Pillow would otherwise look for them on its first miss, in several threads at a time.
 Image.init()
+heif.register()
 
 # The operators rather than torchvision.io's functions: those warn at every call since 0.29 that they will be removed.
 # Where they are gone, Pillow takes over and gives the same pixels.
@@ -98,6 +100,8 @@ def decode(data: bytes, *, max_pixels: int, short_side: int | None = None) -> to
     kind = _kind_of(data)
     if kind == "PNG":
         _check_png(data)
+    if (reason := heif.missing_decoder(kind)) is not None:
+        raise UnreadableImage(reason)
     with _plain_reasons(kind):
         image = _open(data, kind)
     if image.format in _DRAWINGS:
@@ -190,7 +194,7 @@ def on_white(rgba: NDArray[Any]) -> NDArray[Any]:
 
 
 def _kind_of(data: bytes) -> str | None:
-    return next((kind for kind, signature in _SIGNATURES.items() if signature.match(data)), None)
+    return next((kind for kind, signature in _SIGNATURES.items() if signature.match(data)), None) or heif.kind_of(data)
 
 
 def _open(data: bytes, kind: str | None) -> Any:

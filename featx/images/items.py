@@ -301,7 +301,7 @@ def item_from(
         return PILItem(element, max_pixels)
     if isinstance(element, np.ndarray) or is_a(element, "torch", "Tensor"):
         return ArrayItem(element, pixel_range, raw=raw)
-    if _is_missing(element):
+    if is_missing(element):
         return BrokenItem("a missing value")
     return BrokenItem(f"of type {type(element).__name__}, which is no path, bytes, PIL image, array or tensor")
 
@@ -324,7 +324,8 @@ def is_a(value: object, module: str, name: str) -> bool:
     return isinstance(value, getattr(sys.modules.get(module), name, ()))
 
 
-def _is_missing(element: object) -> bool:
+def is_missing(element: object) -> bool:
+    """Whether a value stands for none: None, NaN, NaT or pandas' NA."""
     if element is None or is_a(element, "pandas._libs.missing", "NAType"):
         return True
     with contextlib.suppress(TypeError, ValueError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.exceptions import ImageError, UnreadableImage
+from featx.exceptions import REMOVE_IT, ImageError, UnreadableImage
 from featx.images.items import ArrayItem, Item, PathItem, PixelRange, is_a, item_from
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Items(Sequence[Item]):
     rows : sequence of int or None, default=None
         Which elements, None for all.
     **options
-        `image_shape` (complete), `pixel_range`, `max_pixels`, `raw`, `short_side`, `storage_options` as in
+        `image_shape` (complete), `pixel_range`, `max_pixels`, `raw`, `short_side`, `storage_options`, `remedy` as in
         :func:`as_items`.
     """
 
@@ -79,12 +79,7 @@ class Items(Sequence[Item]):
         return Items(self._elements, self._rows, **(self._options | {"short_side": short_side}))
 
     def load(self, row: int) -> torch.Tensor:
-        """Pixels of one item.
-
-        Parameters
-        ----------
-        row : int
-            Position in this sequence.
+        """Pixels of one item, by its position in this sequence.
 
         Returns
         -------
@@ -150,10 +145,7 @@ class Items(Sequence[Item]):
             self._fail(row, item, error)
 
     def _fail(self, row: int, item: Item, error: UnreadableImage) -> NoReturn:
-        original = self._rows[row]
-        where = f"X[{original}]" if item.source is None else f"X[{original}] ({item.source!r})"
-        message = f'{where} is not a readable image: {error}. Remove it, or set on_error="nan".'
-        raise ImageError(message, row=original, source=item.source, reason=str(error)) from error
+        raise ImageError.at(self._rows[row], item.source, str(error), self._options["remedy"]) from error
 
 
 def as_items(
@@ -165,6 +157,7 @@ def as_items(
     raw: bool = False,
     short_side: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    remedy: str = REMOVE_IT,
 ) -> Items:
     """X as a sequence of items.
 
@@ -188,6 +181,8 @@ def as_items(
         Pixels that are enough: a JPEG is then read at its smallest built-in scale that has as many.
     storage_options : mapping or None, default=None
         Lets URLs be opened, through fsspec with these options.
+    remedy : str, default=REMOVE_IT
+        What to do about an image that cannot be read, for its message.
 
     Returns
     -------
@@ -217,11 +212,18 @@ def as_items(
         raw=raw,
         short_side=short_side,
         storage_options=storage_options,
+        remedy=remedy,
     )
 
 
 def _item(
-    element: Any, *, image_shape: tuple[int, ...] | None, pixel_range: PixelRange, raw: bool, **encoded: Any
+    element: Any,
+    *,
+    image_shape: tuple[int, ...] | None,
+    pixel_range: PixelRange,
+    raw: bool,
+    remedy: str,
+    **encoded: Any,
 ) -> Item:
     if image_shape is not None:
         return ArrayItem(element.reshape(image_shape), pixel_range, stretch=True, raw=raw)

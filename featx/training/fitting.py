@@ -138,6 +138,8 @@ def fit(
     if recipe.verbose and model.split.frozen is not None and reason:
         print(f"The frozen front is computed anew in every epoch: {reason}.")
     built = model.build(start, recipe.settings.seed)
+    if recipe.verbose and built.module is not None:
+        model.spec.load(model.device, torch.float32).tell_note()
     if start is None and recipe.probe_c is not None:
         _start_head(built, source, values, targets, recipe)
     held_out = None
