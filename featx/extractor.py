@@ -103,7 +103,8 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         by ``PIL.Image.MAX_IMAGE_PIXELS`` as well.
     on_error : {"raise", "nan"}, default="raise"
         An unreadable image raises an error that names its row and file, or becomes a row of NaN with one warning
-        that counts them; most estimators refuse NaN. :func:`featx.find_unreadable` lists such rows beforehand.
+        that counts them; most estimators refuse NaN. :func:`featx.find_unreadable` lists such rows beforehand. Likewise
+        an image whose features are not finite (float16 overflows, NaN in weights): its error names layer and cause.
     storage_options : dict or None, default=None
         Lets paths be URLs (``s3://``, ``https://``, ...), opened through fsspec with these options, such as
         ``{"anon": True}``; ``{}`` for none. A URL is read anew in every call. Credentials are better left to the
@@ -112,6 +113,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         As torch spells it; None takes CUDA, MPS or CPU, the first there is.
     precision : {"float32", "bfloat16", "float16"}, default="float32"
         Of the network; features are float32 in any case. Half precision changes them by about 1e-2 of their norm.
+        float16 ends at 65504, which not every network keeps to: bfloat16 has no such end.
     batch_size : int, default=32
         Images decoded and computed together; on a CPU they pass through the network in smaller pieces where that is
         faster. Changes speed and memory, never a result.
@@ -261,6 +263,8 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         ------
         ImageError
             An image cannot be read and ``on_error="raise"``. A ValueError; names the row and the file.
+        NotFinite
+            Likewise where the network makes NaN or infinity of an image. An ImageError; names the layer and the cause.
         ValueError
             X is of no form that is known, or a parameter is wrong.
         """

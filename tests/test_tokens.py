@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +125,15 @@ def test_two_networks_side_by_side_each_say_it_of_their_own_tokens() -> None:
         rows = extractor(network, layers=f"{name}.blocks.1").transform(images)
         expected = tokens_of(inner, images)[:, n_leading:].mean(1)
         np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_said_of_tokens_is_part_of_the_recipe(tmp_path: Path) -> None:
+    network, images = Patches({"cls_token": 1, "register_tokens": 2}), torch.rand(2, 3, 16, 16)
+    cached = extractor(network, cache=str(tmp_path))
+    tokens = tokens_of(network, images)
+    np.testing.assert_allclose(cached.transform(images), tokens[:, 3:].mean(1), rtol=1e-4, atol=1e-4)
+    network.num_prefix_tokens = 1
+    np.testing.assert_allclose(cached.transform(images), tokens[:, 1:].mean(1), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason='timm is not installed: pip install "featx[timm]"')
