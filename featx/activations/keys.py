@@ -19,7 +19,7 @@ from featx.images.decoding import POLICY
 from featx.images.preprocessing import CustomPreprocessing
 
 #: To be raised whenever the same key would stand for other values.
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 #: Takes a question and what finds the answer; whoever has it from before need not find it again.
