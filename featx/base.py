@@ -102,7 +102,7 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[mis
         from featx.backbones.networks import network_spec
 
         seed = self.random_state if isinstance(self.random_state, Integral) else 0
-        return network_spec(self.backbone, self.weights, int(seed))
+        return network_spec(self.backbone, self.weights, int(seed), self.image_size)
 
     def _preprocessing(self, spec: NetworkSpec) -> Preprocessing:
         from featx.backbones.weights import preset_named

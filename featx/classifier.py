@@ -316,7 +316,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         if np.isnan(proba).any():
             rows = np.flatnonzero(np.isnan(proba).any(axis=1)).tolist()
             raise ImageError(
-                f"Readable images are expected, got unreadable ones at X{rows[:5]}, which have no label.",
+                f"Readable images with finite scores are expected, got others at X{rows[:5]}, which have no label.",
                 row=rows[0],
                 remedy="Remove what featx.find_unreadable lists, or take predict_proba, which gives rows of NaN.",
             )

@@ -65,6 +65,28 @@ class ImageError(FeatxError, ValueError):
         return cls(problem, row=row, source=source, reason=reason, remedy=remedy)
 
 
+class NotFinite(ImageError):
+    """One item of X that was read, and whose features in a layer that was asked for are not finite numbers."""
+
+    #: What its ``reason`` begins with.
+    PHRASE = "features that are not finite"
+
+    _why: tuple[str, str]
+
+    @classmethod
+    def at(cls, row: int, source: str | None, reason: str, remedy: str) -> NotFinite:
+        """Of one row of X, by its place, its file, the layer with what is wrong there, and what to do about it."""
+        where = f"X[{row}]" if source is None else f"X[{row}] ({source!r})"
+        problem = f"Finite features are expected, got NaN or infinity of {where} {reason}."
+        error = cls(problem, row=row, source=source, reason=f"{cls.PHRASE} {reason}. {remedy}", remedy=remedy)
+        error._why = reason, remedy
+        return error
+
+    def elsewhere(self, row: int, source: str | None) -> NotFinite:
+        """The same for another place in X where the same picture stands."""
+        return self.at(row, source, *self._why)
+
+
 class LayerError(FeatxError, ValueError):
     """A layer that the network does not have, or that cannot be read as asked."""
 

@@ -65,8 +65,9 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
     pooling : {"avg", "max", "gem", "cls", "flatten", "map"}, default="avg"
         How a spatial or token layer becomes a row; vectors pass unchanged. ``"gem"`` is the generalised mean with
         p = 3 [1]_, ``"cls"`` the class token, ``"flatten"`` everything (large), ``"map"`` gives an array of shape
-        (n, height, width, channels), several layers brought to the first one's grid. avg, max and gem leave the class
-        token out.
+        (n, height, width, channels), several layers brought to the first one's grid. avg, max, gem and map leave out
+        class and register tokens, whose number the network tells (timm's ``num_prefix_tokens``, parameters called
+        ``cls_token``, ``register_tokens``, ...). Where nothing tells, set ``num_prefix_tokens`` on the module.
     grid : int, default=1
         avg, max and gem are taken over ``grid`` x ``grid`` cells, which keeps ``grid ** 2`` times as many columns and
         some of the layout of the image. Cells repeat where a layer has fewer.
@@ -81,14 +82,17 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         raises for anything else; a pair is an affine map onto 0..1, without clipping or error.
     preprocess : "weights", str, None or callable, default="weights"
         ``"weights"``: what the weights were trained with; for a path or None that of the network's ``IMAGENET1K_V1``
-        (with timm, of its tag or default tag), for a module or callable torchvision's usual one (short side 256, crop
-        224, ImageNet statistics). Or the full name of other weights (``"ResNet50_Weights.IMAGENET1K_V2"``,
+        (with timm, of its tag or default tag). For a module or callable what the network carries (timm's
+        ``pretrained_cfg``) or has beside its weights (the ``preprocessor_config.json`` of a transformers network, where
+        it is on this machine; otherwise a warning), and for others torchvision's usual one (short side 256, crop 224,
+        ImageNet statistics). Or the full name of other weights (``"ResNet50_Weights.IMAGENET1K_V2"``,
         ``"timm/resnet18.a1_in1k"``); None: X holds ready float tensors; or a callable that gets a PIL image
         (a float tensor of shape (3, height, width) for a float array) and returns a tensor. Other forms make features
         that the network was not trained for.
     image_size : int or None, default=None
         Side in pixels fed to the network; the preset's resize and crop are scaled together. Larger is slower by the
-        square and sees finer detail.
+        square and sees finer detail. A named network that takes one size only (ViT, Swin) is built for this one, with
+        position embeddings resampled by timm or torchvision, as far as they do it.
     decode : {"exact", "fast"}, default="exact"
         ``"fast"`` reads a JPEG file (or ``bytes``) at the smallest of its built-in scales 1, 1/2, 1/4 and 1/8 that is
         not below what the preprocessing resizes to. Photos of 12 megapixels then take a fraction of the time, and their
@@ -99,7 +103,8 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         by ``PIL.Image.MAX_IMAGE_PIXELS`` as well.
     on_error : {"raise", "nan"}, default="raise"
         An unreadable image raises an error that names its row and file, or becomes a row of NaN with one warning
-        that counts them; most estimators refuse NaN. :func:`featx.find_unreadable` lists such rows beforehand.
+        that counts them; most estimators refuse NaN. :func:`featx.find_unreadable` lists such rows beforehand. Likewise
+        an image whose features are not finite (float16 overflows, NaN in weights): its error names layer and cause.
     storage_options : dict or None, default=None
         Lets paths be URLs (``s3://``, ``https://``, ...), opened through fsspec with these options, such as
         ``{"anon": True}``; ``{}`` for none. A URL is read anew in every call. Credentials are better left to the
@@ -108,6 +113,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         As torch spells it; None takes CUDA, MPS or CPU, the first there is.
     precision : {"float32", "bfloat16", "float16"}, default="float32"
         Of the network; features are float32 in any case. Half precision changes them by about 1e-2 of their norm.
+        float16 ends at 65504, which not every network keeps to: bfloat16 has no such end.
     batch_size : int, default=32
         Images decoded and computed together; on a CPU they pass through the network in smaller pieces where that is
         faster. Changes speed and memory, never a result.
@@ -230,7 +236,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         if is_lazy(X):  # its parts are looked at when they are there
             note_columns(self, X)
         else:
-            self._items(X, reset=True)
+            self._items(X, reset=True, in_full=True)  # at what scale they are to be decoded is for later
         if not self._went_well_before():
             self._check_network()
         context.call_on_fit_task_end(estimator=self, X=X, y=y, reconstruction_attributes=dict)
@@ -257,6 +263,8 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         ------
         ImageError
             An image cannot be read and ``on_error="raise"``. A ValueError; names the row and the file.
+        NotFinite
+            Likewise where the network makes NaN or infinity of an image. An ImageError; names the layer and the cause.
         ValueError
             X is of no form that is known, or a parameter is wrong.
         """
@@ -342,7 +350,8 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         from featx.activations.engine import resolve_device
 
         spec = self._spec()
-        self._preprocessing(spec)
+        if spec.backbone.named or self.preprocess != "weights":  # a callable is not called for its network's own
+            self._preprocessing(spec)
         resolve_device(self.device)
         if spec.backbone.named:
             self._plan(self._architecture(spec))

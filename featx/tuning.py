@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 
 from featx.backbones.addresses import plain_address
 from featx.base import NetworkEstimator
-from featx.exceptions import OutOfMemory
+from featx.exceptions import NotFinite, OutOfMemory
 from featx.images.sources import Items
 from featx.locks import ForkSafeLock
 
@@ -45,6 +46,8 @@ _DECIDING = (
 )
 # Not for strangers: where this machine keeps things, and what opens its doors.
 _OF_THIS_MACHINE = ("cache", "device", "n_jobs", "storage_options", "verbose")
+# What torch says where BatchNorm has nothing to take a variance of.
+_OF_ONE_VALUE = "Expected more than 1 value per channel when training"
 _BUILDING = ForkSafeLock()
 
 
@@ -107,13 +110,14 @@ class TunedEstimator(NetworkEstimator):
         if self.early_stopping and not once:
             training, held_out = self._hold_out(rows, labels, seed)
         recipe = self._recipe(model, len(training), seed, once)
-        source = self._source(items, model)
+        source = self._source(items, model, on_error="raise")  # unreadable images are left out by now
 
         def part(rows: np.ndarray) -> tuple[Source, Targets]:
             return source.take(rows), labels.targets(rows, self.class_weight, weights)
 
-        with _Watch(self, labels, recipe.settings.epochs, *given) as watch:
-            with self._memory_of(model.device), torch.inference_mode(False), torch.enable_grad():
+        shape = model.architecture.shape
+        with _Watch(self, labels, recipe.settings.epochs, shape, *given) as watch:
+            with self._in_words(model.device), torch.inference_mode(False), torch.enable_grad():
                 fitted = fit(
                     model,
                     *part(training),
@@ -122,11 +126,11 @@ class TunedEstimator(NetworkEstimator):
                     validation=None if held_out is None else part(held_out),
                     after_epoch=watch.after_epoch,
                 )
-            self._set_fitted(labels, fitted.tensors, fitted.history, goes_on=once and start is not None)
+            self._set_fitted(labels, fitted.tensors, fitted.history, shape, goes_on=once and start is not None)
 
     @contextmanager
-    def _memory_of(self, device: str) -> Iterator[None]:
-        """A device's memory is given back in the end; too little of it is told in words that help."""
+    def _in_words(self, device: str) -> Iterator[None]:
+        """What torch says of too little memory or too small batches, in words that help; memory is given back."""
         import torch
 
         try:
@@ -136,15 +140,25 @@ class TunedEstimator(NetworkEstimator):
                 f"Memory on {device!r} for batch_size={self.batch_size} is expected, and there is too little. "
                 f'Lower batch_size, or freeze more than freeze={self.freeze!r}; precision="bfloat16" halves most of it.'
             ) from error
+        except ValueError as error:
+            if _OF_ONE_VALUE not in str(error):
+                raise
+            raise ValueError(
+                "At least two values per channel in every batch are expected with batch_norm="
+                f"{self.batch_norm!r}, got one image whose maps are 1 x 1, with batch_size={self.batch_size}. Set "
+                'batch_norm="frozen", or train on two images or more with batch_size=2 or more.'
+            ) from error
         finally:
             if device.startswith("cuda"):
                 torch.cuda.empty_cache()
 
-    def _set_fitted(self, labels: Labels, tensors: Tensors, history: History, *, goes_on: bool) -> None:
+    def _set_fitted(
+        self, labels: Labels, tensors: Tensors, history: History, shape: tuple[int, int, int], *, goes_on: bool
+    ) -> None:
         before: dict[str, list[float]] = self.history_ if goes_on else {}
         columns = {name: before.get(name, []) + column for name, column in history.columns.items()}
         best_epoch = len(before.get("loss", ())) + history.best_epoch
-        self._be_fitted(labels.classes, labels.codes.ndim == 2, tensors, columns, best_epoch)
+        self._be_fitted(labels.classes, labels.codes.ndim == 2, tensors, columns, best_epoch, shape)
 
     def _be_fitted(
         self,
@@ -153,9 +167,10 @@ class TunedEstimator(NetworkEstimator):
         tensors: Tensors,
         history: dict[str, list[float]],
         best_epoch: int,
+        shape: tuple[int, int, int] | None,
     ) -> None:
         """All that fitting with the present parameters leaves behind, `n_features_in_` and names apart."""
-        self.classes_, self._multilabel = classes, multilabel
+        self.classes_, self._multilabel, self._shape = classes, multilabel, shape
         self.tensors_, self.history_, self.best_epoch_ = tensors, history, best_epoch
         self.n_iter_ = len(history["loss"])
         self._made_with = {name: getattr(self, name) for name in _DECIDING}
@@ -230,12 +245,32 @@ class TunedEstimator(NetworkEstimator):
             raise ValueError("At least one readable image is expected, got none.")
         model = self._model(items)
         network = self._network(model)
-        found = self._source(items.take(readable.tolist()), model).outputs(
-            model, network.scores if scores else network.features, self._settings(model)
-        )
+        source = self._source(items.take(readable.tolist()), model, self.on_error)
+        found = source.outputs(model, network.scores if scores else network.features, self._settings(model))
+        self._check_finite(found, source.items, model)
         out = np.full((len(items), *found.shape[1:]), np.nan, dtype=np.float32)
         out[readable] = found
         return out
+
+    def _check_finite(self, rows: np.ndarray, items: Items, model: Model) -> None:
+        """Raise, or make NaN and count, where a tuned network has put out what is not finite."""
+        from featx.activations.finite import warn_not_finite
+
+        wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        errors = [self._not_finite(items, row, model) for row in wrong[:1].tolist()] * len(wrong)
+        if errors and self.on_error == "raise":
+            raise errors[0]
+        rows[wrong] = np.nan
+        warn_not_finite(errors, len(rows), stacklevel=4)
+
+    def _not_finite(self, items: Items, row: int, model: Model) -> NotFinite:
+        from featx.activations.finite import Doctor
+
+        if not all(bool(tensor.isfinite().all()) for tensor in self.tensors_.values()):
+            why = "in the tuned network: what training has changed holds NaN or infinity"
+            return NotFinite.at(items.original_row(row), items[row].source, why, "Lower learning_rate and fit anew.")
+        doctor = Doctor(model.spec, model.architecture, self.precision)
+        return doctor.error(items, row, None, model.plan.slots[0], model.pretrained())
 
     def _shared_params(self, names: Iterable[str]) -> dict[str, Any]:
         """Parameters of an extractor that has the tuned network."""
@@ -290,7 +325,8 @@ class TunedEstimator(NetworkEstimator):
         if not all(isinstance(width, Integral) and int(width) >= 1 for width in hidden):
             raise ValueError(f"Widths of 1 or more are expected, got hidden_layer_sizes={self.hidden_layer_sizes!r}.")
         spec = self._spec()
-        architecture = self._architecture(spec, items)
+        # Without images, those that the last fit has seen: what preprocess makes may be all that the network takes.
+        architecture = self._architecture(spec, items, getattr(self, "_shape", None) if items is None else None)
         attach, *more = architecture.resolve(self.layers)
         if more:
             raise ValueError(f"One layer for the head is expected, got layers={self.layers!r}. Name one of its stages.")
@@ -321,11 +357,13 @@ class TunedEstimator(NetworkEstimator):
                 known = runtime["network"] = model, self.tensors_, network
             return known[2]
 
-    def _source(self, items: Items, model: Model) -> Source:
+    def _source(self, items: Items, model: Model, on_error: str) -> Source:
         from featx.training.fitting import Source
 
         def extract(items: Items, plan: FeaturePlan) -> Extraction:
             extraction = self._extraction_of(items, model.spec, model.architecture, plan)
+            # Of rows that are not finite the estimator tells itself.
+            extraction = replace(extraction, on_error=on_error, warns=False)
             if items.is_keyed:
                 return extraction
             return extraction.without_store(
@@ -362,6 +400,7 @@ class TunedEstimator(NetworkEstimator):
             "multilabel": self._multilabel,
             "history": self.history_,
             "best_epoch": self.best_epoch_,
+            "shape": getattr(self, "_shape", None),  # of a fit with an earlier version there is none
             "n_features": getattr(self, "n_features_in_", None),
             "feature_names": [*getattr(self, "feature_names_in_", ())],
         }
@@ -389,7 +428,8 @@ class TunedEstimator(NetworkEstimator):
         tensors, about = load_fitted(path)
         loaded = cls(**about["params"])
         classes = labels_from_json(about["classes"])
-        loaded._be_fitted(classes, about["multilabel"], tensors, about["history"], about["best_epoch"])
+        shape = None if about.get("shape") is None else tuple(about["shape"])
+        loaded._be_fitted(classes, about["multilabel"], tensors, about["history"], about["best_epoch"], shape)
         if about["n_features"] is not None:
             loaded.n_features_in_ = about["n_features"]
         if names := about.get("feature_names"):  # files of earlier versions have none
@@ -404,8 +444,10 @@ class TunedEstimator(NetworkEstimator):
 class _Watch:
     """Tells scikit-learn's callbacks of every epoch, and shows them in a progress bar."""
 
-    def __init__(self, estimator: TunedEstimator, labels: Labels, epochs: int, X: Any, y: Any) -> None:
-        self._estimator, self._labels, self._given = estimator, labels, {"X": X, "y": y}
+    def __init__(
+        self, estimator: TunedEstimator, labels: Labels, epochs: int, shape: tuple[int, int, int], X: Any, y: Any
+    ) -> None:
+        self._estimator, self._labels, self._shape, self._given = estimator, labels, shape, {"X": X, "y": y}
         self._context = estimator._init_callback_context(max_subtasks=epochs)
         self._bar = tqdm(total=epochs, unit="epoch", desc="epochs", disable=not estimator.verbose)
 
@@ -422,7 +464,7 @@ class _Watch:
     def after_epoch(self, history: History, tensors: Callable[[], Tensors]) -> bool:
         def fitted() -> dict[str, Any]:
             done = clone(self._estimator)
-            done._set_fitted(self._labels, tensors(), history, goes_on=False)
+            done._set_fitted(self._labels, tensors(), history, self._shape, goes_on=False)
             return {name: value for name, value in vars(done).items() if name not in done.get_params(deep=False)}
 
         self._bar.set_postfix(loss=history.columns["loss"][-1])

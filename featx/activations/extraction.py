@@ -11,10 +11,11 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from featx.activations.engine import Block, Recipe
+from featx.activations.finite import warn_not_finite
 from featx.activations.kept import KeptRecipe, slots_of
 from featx.activations.keys import NoKey, changed, describe_recipe
 from featx.activations.plan import Slot
-from featx.exceptions import ImageError
+from featx.exceptions import ImageError, NotFinite
 from featx.images.sources import Items
 from featx.images.unreadable import warn_unreadable
 from featx.store import FeatureStore, Session, warn_once
@@ -133,7 +134,7 @@ class Extraction:
 
     @contextmanager
     def _counting(self) -> Iterator[tuple[_Tick, list[ImageError]]]:
-        """The progress bar, and at the end the warning that counts unreadable images."""
+        """The progress bar, and at the end warnings that count images without features."""
         errors: list[ImageError] = []
         label = self.recipe.spec.backbone.label
         with tqdm(total=len(self.items), unit="img", desc=label, disable=not self.verbose) as bar:
@@ -141,4 +142,6 @@ class Extraction:
             if self.verbose and "network" in vars(self.recipe):
                 self.recipe.network.tell_note()
         if self.warns:
-            warn_unreadable(errors, len(self.items), _ROWS_OF_NAN, stacklevel=5)
+            unread = [error for error in errors if not isinstance(error, NotFinite)]
+            warn_unreadable(unread, len(self.items), _ROWS_OF_NAN, stacklevel=5)
+            warn_not_finite([error for error in errors if isinstance(error, NotFinite)], len(self.items), stacklevel=5)

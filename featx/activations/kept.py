@@ -15,7 +15,7 @@ from featx.activations.plan import Slot
 from featx.activations.pooling import GRID_POOLINGS, check_pooling
 from featx.backbones.layers import Architecture, Layer
 from featx.backbones.networks import Network
-from featx.exceptions import ImageError, LayerError
+from featx.exceptions import ImageError, LayerError, NotFinite
 from featx.images.sources import Items
 from featx.images.view import ItemsView
 from featx.store import MOST_ROWS, Column, Session, rows_in_memory
@@ -123,7 +123,9 @@ class KeptRecipe:
 
         # What is kept under a digest must come from the bytes that it was made of.
         items = _Watched(lookup, self.session.seed)
-        computing = self.recipe.compute(items, batches(), choose, n_jobs=self.n_jobs, on_error=self.on_error)
+        computing = self.recipe.compute(
+            items, batches(), choose, asked=self.slots, n_jobs=self.n_jobs, on_error=self.on_error
+        )
         with closing(computing):
             for computed in computing:
                 self._keep(lookup, computed, items.changed)
@@ -149,19 +151,43 @@ class KeptRecipe:
             places = lookup.places[computed.rows]
             for part, column in zip(lookup.parts, self._columns, strict=True):
                 part[places] = rows[column]
-            together = tuple(slot.column for slot in self._kept or ())
-            together = together if rows.keys() >= set(together) else ()
-            singly = [(column,) for column in self._columns if column not in together]
-            same = [i for i, row in enumerate(computed.rows) if row not in changed]
-            unchanged = rows if len(same) == len(computed.rows) else {name: part[same] for name, part in rows.items()}
-            digests = lookup.digests_of([computed.rows[i] for i in same])
-            self.session.put(digests, unchanged, [*([together] if together else []), *singly])
+            same = np.array([row not in changed for row in computed.rows])
+            for mask, columns in _of_finite_columns(computed):
+                self._put(lookup, computed.rows, rows, np.flatnonzero(mask & same), columns)
         if unkept := [*computed.errors, *changed.intersection(computed.rows)]:
             self.session.release(lookup.digests_of(unkept))
             for row, error in computed.errors.items():
                 lookup.fail(row, error)
             for row in changed.intersection(computed.rows):
                 lookup.split_off(row)
+
+    def _put(
+        self, lookup: _Lookup, of: list[int], rows: dict[Column, np.ndarray], some: np.ndarray, columns: set[Column]
+    ) -> None:
+        """Some columns of some of the rows that were computed into the store."""
+        if not len(some):
+            return
+        kept = tuple(slot.column for slot in self._kept or ())
+        together = tuple(column for column in kept if column in columns) if rows.keys() >= set(kept) else ()
+        singly = [(column,) for column in self._columns if column not in together]
+        whole = len(some) == len(of)
+        parts = {column: part if whole else part[some] for column, part in rows.items() if column in columns}
+        digests = lookup.digests_of([of[place] for place in some.tolist()])
+        self.session.put(digests, parts, [*([together] if together else []), *singly])
+
+
+def _of_finite_columns(computed: Computed) -> Iterator[tuple[np.ndarray, set[Column]]]:
+    """Masks of rows with the columns that are finite in all of them; every row once."""
+    columns = [slot.column for slot in computed.parts]
+    if not computed.not_finite:
+        yield np.ones(len(computed.rows), dtype=bool), set(columns)
+        return
+    finite = np.ones((len(computed.rows), len(columns)), dtype=bool)
+    for slot, mask in computed.not_finite.items():
+        finite[:, columns.index(slot.column)] = ~mask.numpy()
+    for pattern in np.unique(finite, axis=0):
+        found = {column for column, is_finite in zip(columns, pattern.tolist(), strict=True) if is_finite}
+        yield (finite == pattern).all(axis=1), found
 
 
 class _Watched(ItemsView):
@@ -241,6 +267,8 @@ class _Lookup:
             self.errors[twin] = error if twin == row else self._error_at(twin, error)
 
     def _error_at(self, row: int, otherwise: ImageError) -> ImageError:
+        if isinstance(otherwise, NotFinite):
+            return otherwise.elsewhere(self.items.original_row(row), self.items[row].source)
         try:
             self.items.load(row)
         except ImageError as error:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from featx.exceptions import FeatxError, ImageError
+from featx.exceptions import FeatxError, ImageError, NotFinite
 from featx.images.walk import LeftOut, told
 from featx.store import KEPT, resolve_store
 
@@ -31,7 +31,7 @@ _PAIR = re.compile(r"\bweights=(\(('[^']*'|\"[^\"]*\"), ('[^']*'|\"[^\"]*\")\))"
 
 @dataclass(frozen=True)
 class Broken:
-    """A photo that cannot be read.
+    """A photo that cannot be read, or of which the network makes no finite numbers.
 
     Attributes
     ----------
@@ -40,6 +40,11 @@ class Broken:
 
     path: str
     reason: str
+
+    @property
+    def was_read(self) -> bool:
+        """Whether the photo is as good as any."""
+        return self.reason.startswith(NotFinite.PHRASE)
 
 
 @dataclass
@@ -86,7 +91,8 @@ class Console:
         """
         for photo in found:
             if self.strict:
-                raise click.ClickException(f"{shown(photo.path)} cannot be read: {photo.reason}")
+                what = "has" if photo.was_read else "cannot be read:"
+                raise click.ClickException(_with_options(f"{shown(photo.path)} {what} {photo.reason}"))
             self.broken.append(photo)
 
     def tell_left_out(self, left_out: Sequence[LeftOut]) -> None:
@@ -108,10 +114,12 @@ class Console:
 
     def list_broken(self) -> None:
         """Print the photos that could not be read, to stderr."""
-        if self.broken:
-            click.echo(f"{len(self.broken)} photo{'s' * (len(self.broken) > 1)} could not be read:", err=True)
-        for photo in self.broken:
-            click.echo(f"  {shown(photo.path)}: {photo.reason}", err=True)
+        for was_read, words in ((False, "could not be read"), (True, "could be read but not used")):
+            found = [photo for photo in self.broken if photo.was_read is was_read]
+            if found:
+                click.echo(f"{len(found)} photo{'s' * (len(found) > 1)} {words}:", err=True)
+            for photo in found:
+                click.echo(f"  {shown(photo.path)}: {_with_options(photo.reason)}", err=True)
 
     def finish(self, result: dict[str, Any], n_photos: int | None = None) -> None:
         """List the broken photos, and print the result as JSON where that is asked for."""
@@ -131,7 +139,14 @@ class Console:
         """
         self.finish(result, n_photos)
         if n_photos and not n_read:
-            raise click.ClickException(f"None of {n_photos} photos could be read.")
+            raise self.none_left(n_photos)
+
+    def none_left(self, n_photos: int) -> click.ClickException:
+        """What to raise where not one photo can be used."""
+        reasons = [photo.reason for photo in self.broken if photo.was_read]
+        if not reasons:
+            return click.ClickException(f"None of {n_photos} photos could be read.")
+        return click.ClickException(_with_options(f"None of {n_photos} photos can be used: {reasons[0]}"))
 
 
 def broken_of(errors: Iterable[ImageError], paths: Sequence[str]) -> list[Broken]:
@@ -171,7 +186,9 @@ class Program(click.Group):
         given = list(sys.argv[1:] if args is None else args)
         run = super().main
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".* images could not be read")  # listed at the end instead
+            warnings.filterwarnings(
+                "ignore", message=rf".* images (could not be read|have {NotFinite.PHRASE})"
+            )  # listed at the end instead
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             code = _exit_code(
                 lambda: run([*given], prog_name, **(extra | {"standalone_mode": False, "obj": given})),

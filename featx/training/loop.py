@@ -128,9 +128,10 @@ class Loop:
         for epoch in range(self.settings.epochs):
             history.add(loss=self._epoch(epoch), learning_rate=self.optimizer.param_groups[0]["lr"])
             if not np.isfinite(history.columns["loss"][-1]):
+                half = ', or precision="bfloat16"' if self.settings.precision == "float16" else ""
                 raise ValueError(
                     f"A finite loss is expected, and it is {history.columns['loss'][-1]} in epoch {epoch}: training "
-                    "diverged. Lower learning_rate, or set max_grad_norm."
+                    f"diverged. Lower learning_rate, or set max_grad_norm{half}."
                 )
             if self.validation is not None:
                 loss, score = self._validate()
