@@ -145,10 +145,12 @@ def numbers(tensors: State) -> dict[str, tuple[torch.Size, float]]:
     return {name: (value.shape, value[(0,) * value.ndim].item()) for name, value in tensors.items()}
 
 
+words = st.text("abz_-09 é", min_size=1, max_size=6)
 forms = st.fixed_dictionaries(
     {
-        "prefix": st.sampled_from(PREFIXES),
-        "wrapper": st.sampled_from(WRAPPERS),
+        "prefix": st.sampled_from(PREFIXES)
+        | st.lists(words, max_size=3).map(lambda parts: "".join(f"{p}." for p in parts)),
+        "wrapper": st.sampled_from(WRAPPERS) | st.lists(words | st.integers(0, 9), max_size=3).map(tuple),
         "beside": st.sets(st.sampled_from(sorted(BESIDE))).map(lambda keys: {key: BESIDE[key] for key in keys}),
     }
 )
