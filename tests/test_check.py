@@ -142,7 +142,7 @@ def test_table_names_every_photo_with_its_problems(tmp_path: Path) -> None:
     [
         (["1.jpg", "2.jpg"], ["."], []),
         (["a/1.jpg", "b/c/2.jpg"], ["."], [(".", "a"), (".", "b")]),
-        (["train/a/1.jpg", "Val/a/2.jpg"], ["."], [("Val", "a"), ("train", "a")]),
+        (["train2017/a/1.jpg", "Val images/a/2.jpg"], ["."], [("Val images", "a"), ("train2017", "a")]),
         (["train/a/1.jpg", "test/2.jpg"], ["."], [("train", "a")]),
         (["train/1.jpg", "val/2.jpg"], ["."], []),
         (["test/1.jpg", "control/2.jpg"], ["."], [(".", "control"), (".", "test")]),

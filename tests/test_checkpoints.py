@@ -19,6 +19,7 @@ from typing import Any
 import joblib
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -230,6 +231,42 @@ def test_names_that_torch_puts_inside_of_a_network_are_left_out() -> None:
     }
     (reading,) = read(state, MICRO)
     assert numbers(reading.tensors) == numbers(numbered(MICRO))
+
+
+def as_published(state: State) -> State:
+    """A ConvNeXt's tensors as its authors name them."""
+    renames = (
+        *((r"^stem\.", "downsample_layers.0."), (r"stages\.(\d)\.downsample", r"downsample_layers.\1")),
+        *((r"\.blocks\.", "."), ("conv_dw", "dwconv"), (r"mlp\.fc", "pwconv"), (r"^head\.(fc\.)?", "head.")),
+        (r"^head\.norm", "norm"),
+    )
+    return {functools.reduce(lambda name, pair: re.sub(*pair, name), renames, name): v for name, v in state.items()}
+
+
+@pytest.mark.parametrize(("prefix", "wrapper"), [*zip(PREFIXES, WRAPPERS, strict=False)][:5])
+def test_names_of_a_networks_authors_are_those_of_timm(tmp_path: Path, prefix: str, wrapper: tuple[Any, ...]) -> None:
+    state = numbered("timm/test_convnext")
+    path = put(wrapped(as_published(state), prefix, wrapper, BESIDE), tmp_path / "w")
+    assert not as_published(state).keys() & state.keys()
+    assert numbers(loaded_by(path, "timm/test_convnext")) == numbers(state)
+
+
+def test_names_of_authors_with_other_classes_and_an_average_are_no_special_case(tmp_path: Path) -> None:
+    model, average = numbered("timm/test_convnext"), numbered("timm/test_convnext", 1001)
+    other = {**as_published(model), "head.weight": torch.zeros(5, 3)}
+    loaded = numbers(without_head(loaded_by(put({"model": other}, tmp_path / "w"), "timm/test_convnext"), ("head.fc",)))
+    assert loaded == numbers(without_head(model, ("head.fc",)))
+    path = put({"model": as_published(model), "ema": as_published(average)}, tmp_path / "both")
+    with pytest.raises(WeightsError, match=r"2 of different tensors, under 'model', 'ema'"):
+        loaded_by(path, "timm/test_convnext")
+    assert numbers(loaded_by((path, "ema"), "timm/test_convnext")) == numbers(average)
+
+
+def test_network_of_another_image_size_is_another_network(tmp_path: Path) -> None:
+    """timm would interpolate the positions."""
+    state = timm.create_model("test_vit", img_size=192).state_dict()
+    with pytest.raises(WeightsError, match=r"of another shape: pos_embed \(1, 145, 64\) in place of \(1, 101, 64\)"):
+        loaded_by(put(state, tmp_path / "w"), "timm/test_vit")
 
 
 def test_fullest_of_equal_networks_is_taken(tmp_path: Path) -> None:

@@ -175,11 +175,18 @@ def test_class_that_cannot_be_read_here_is_warned_of(tmp_path, without_heif):
 
 def test_classes_of_heic_alone_are_told_what_to_install(tmp_path, without_heif):
     fill(tmp_path, "ants/1.heic", "bees/1.heif", "bees/2.hif")
-    message = (
-        r'there are 1 \.heic, 1 \.heif and 1 \.hif \(needs pip install "featx\[heic\]"\)\. Install what these need'
-    )
+    message = r'there are 1 \.heic, 1 \.heif and 1 \.hif \(needs pip install "featx\[heic\]"\)\. Install what they need'
     with pytest.raises(ValueError, match=message):
         load_image_folder(tmp_path)
+
+
+def test_classes_of_other_files_alone_can_be_taken_as_they_are(tmp_path):
+    fill(tmp_path, "ants/1.nef", "bees/1.nef")
+    with pytest.raises(
+        ValueError, match=r"there are 2 \.nef .*\. Convert them, or pass extensions to take them as they"
+    ):
+        load_image_folder(tmp_path)
+    assert load_image_folder(tmp_path, extensions=".nef").target_names == ["ants", "bees"]
 
 
 def test_class_of_other_files_is_warned_of_and_an_empty_one_named(tmp_path):
@@ -231,13 +238,21 @@ def test_splits_are_no_classes_and_both_lines_of_the_message_work(tmp_path, othe
     assert as_classes.target_names == sorted({*(name.split("/")[0] for name in [*SPLIT, *others])})
 
 
-@pytest.mark.parametrize("name", ["Train", "TEST", "validation", "dev", "testing", "holdout"])
+@pytest.mark.parametrize(
+    "name", ["Train", "TEST", "validation", "dev", "testing", "hold-out", "val2017", "Test_Images 2"]
+)
 def test_class_called_like_a_split_has_to_be_named(tmp_path, name):
     fill(tmp_path, f"{name}/1.jpg", "control/1.jpg")
     with pytest.raises(ValueError, match=f"got path=.* with the subfolders '{name}', .*move them out") as error:
         load_image_folder(tmp_path)
     (line,) = lines_in(str(error.value))
     assert eval(line).target_names == sorted([name, "control"])
+
+
+@pytest.mark.parametrize("name", ["trains", "latest", "tests", "valley", "devil", "contest", "train station", "2017"])
+def test_class_of_another_name_needs_not_be_named(tmp_path, name):
+    fill(tmp_path, f"{name}/1.jpg", "control/1.jpg")
+    assert load_image_folder(tmp_path).target_names == sorted([name, "control"])
 
 
 def test_classes_share_their_numbers_between_splits(tmp_path):

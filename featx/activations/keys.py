@@ -71,22 +71,22 @@ def describe_recipe(
 
 def _network(recipe: Recipe, digest_of_file: Callable[[str], bytes], answer: Answering) -> str:
     spec = recipe.spec
+    names = ("torch", "torchvision") if spec.backbone.family else ("torch", "torchvision", "timm")
+    libraries = [sys.modules[name] for name in names if name in sys.modules]
+    versions = " ".join(f"{library.__name__} {library.__version__}" for library in libraries)
     if not spec.backbone.named:
         try:
             content = recipe.network.fingerprint
         except NoFingerprint as error:
             raise NoKey(str(error)) from error
     elif spec.weights.kind == "file":
-        content = _tensors_of_file(recipe, digest_of_file, answer)
+        content = _tensors_of_file(recipe, versions, digest_of_file, answer)
     else:
         content = content_of(spec.backbone, spec.weights, spec.seed, digest_of_file)
-    names = ("torch", "torchvision") if spec.backbone.family else ("torch", "torchvision", "timm")
-    libraries = [sys.modules[name] for name in names if name in sys.modules]
-    versions = " ".join(f"{library.__name__} {library.__version__}" for library in libraries)
     return f"{spec.backbone.label} {content} ({versions})"
 
 
-def _tensors_of_file(recipe: Recipe, digest_of_file: Callable[[str], bytes], answer: Answering) -> str:
+def _tensors_of_file(recipe: Recipe, versions: str, digest_of_file: Callable[[str], bytes], answer: Answering) -> str:
     """What a file puts into the network, whatever stands around it; the file is read where nobody remembers."""
     spec = recipe.spec
     digest = digest_of_file(spec.weights.name)
@@ -97,7 +97,8 @@ def _tensors_of_file(recipe: Recipe, digest_of_file: Callable[[str], bytes], ans
             raise changed(spec.weights.given)
         return content
 
-    return answer(f"tensors {READER} {spec.backbone.label} {spec.weights.place!r} {digest.hex()}", find)
+    question = f"tensors {READER} {spec.backbone.label} {versions} {spec.weights.place!r} {digest.hex()}"
+    return answer(question, find)
 
 
 def changed(weights: Any) -> WeightsError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -85,6 +86,9 @@ class Entry(Protocol):
 
     def state(self, weights: str) -> dict[str, torch.Tensor]:
         """Fetch and read published weights."""
+
+    def rearranged(self, state: Mapping[str, torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor] | None:
+        """Tensors as the network's authors name them by the names of a module of it; None where nothing tells them."""
 
 
 @lru_cache(maxsize=256)
@@ -203,6 +207,9 @@ class _TableEntry:
                 f'Put the file {file.name!r} there, pass weights="PATH" to where you have it, or use '
                 f'backbone="{EMBEDDED}", which needs no download.'
             ) from error
+
+    def rearranged(self, state: Mapping[str, torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor] | None:
+        return None  # the table's renames are all there is
 
     def _weights(self, weights: str) -> Any:
         available = _enum(self.model).__members__

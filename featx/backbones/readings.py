@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -151,6 +152,27 @@ def readings_of(found: Tensors, demand: Demand, key: str | None = None) -> list[
         inner = [reading.place for reading in readings if reading.fits]
         readings.append(Reading(place, demand, dict(_under(place, found, inner))))
     return [reading for reading in readings if reading.place == key] or readings[::-1]
+
+
+def rearranged(
+    found: Tensors, demand: Demand, key: str | None, rename: Callable[[Tensors], Tensors | None]
+) -> list[Reading]:
+    """Readings of tensors that a network's authors named otherwise; those that fit.
+
+    Parameters
+    ----------
+    found, demand, key
+        As of `readings_of`.
+    rename : callable (mapping of str to tensor) -> mapping of str to tensor or None
+        To today's names.
+    """
+    within = [name for name in found if not key or _is_below(name, [key])]
+    places = Counter(name[:end] for name in within for end in (0, *(dot.start() for dot in re.finditer(r"\.", name))))
+    readings = []
+    for place in (place for place, n in places.items() if 2 * n >= len(demand.trunk)):
+        renamed = rename(dict(_under(place, found)))
+        readings += [] if renamed is None else [Reading(place, demand, renamed)]
+    return [reading for reading in readings if reading.fits]
 
 
 def fullest_of_agreeing(fitting: Sequence[Reading]) -> Reading | None:

@@ -167,6 +167,22 @@ class TimmEntry:
                 f"(delete the file): {error}."
             ) from error
 
+    def rearranged(self, state: Mapping[str, torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor] | None:
+        """Tensors as the network's authors published them by timm's names; None where timm does not know them.
+
+        timm would also interpolate what is of another size, such as places for another image size: that is another
+        network, and None.
+        """
+        rename = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
+        try:
+            found = rename(dict(state), module) if rename is not None else None
+        except Exception:  # made for files of one kind, it fails with others in any way
+            return None
+        if not isinstance(found, dict):
+            return None
+        resized = (name for name in found.keys() & state.keys() if found[name].numel() != state[name].numel())
+        return None if any(resized) else found
+
     def _create(self, weights: str, **options: Any) -> nn.Module:
         import timm
 

@@ -17,7 +17,7 @@ from featx.backbones.catalogue import EMBEDDED, Backbone
 from featx.backbones.checkpoints import read_checkpoint
 from featx.backbones.entries import ParametersMadeWith, entry_of, preset_from
 from featx.backbones.fingerprint import digest_of_tensors
-from featx.backbones.readings import Demand, Reading, fullest_of_agreeing, readings_of
+from featx.backbones.readings import Demand, Reading, fullest_of_agreeing, readings_of, rearranged
 from featx.backbones.timm_models import PREFIX
 from featx.exceptions import WeightsError
 from featx.images.preprocessing import Preset
@@ -246,6 +246,8 @@ def _reading_of(found: Mapping[str, torch.Tensor], module: nn.Module, backbone: 
     demand = Demand(module.state_dict(), () if backbone.entry is None else backbone.entry.head)
     readings = readings_of(found, demand, weights.place)
     fitting = [reading for reading in readings if reading.fits]
+    if not fitting and (entry := backbone.entry) is not None:
+        fitting = rearranged(found, demand, weights.place, lambda state: entry.rearranged(state, module))
     if not readings:
         tops = dict.fromkeys(name.partition(".")[0] for name in found)
         raise WeightsError(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from featx.images.formats import choose
+from featx.images.formats import NEEDS_HEIC, choose
 from featx.images.walk import (
     BESIDE,
     FOLDER,
@@ -22,14 +23,13 @@ from featx.images.walk import (
     walk_classes,
 )
 
-#: How people call the parts of a data set, in lower case. Each may also be the name of a class.
-SPLITS = frozenset(
-    {
-        *("train", "training", "trainset", "train_set", "training_set"),
-        *("val", "valid", "validation", "valset", "val_set", "validation_set"),
-        *("test", "testing", "testset", "test_set", "dev", "holdout", "hold_out", "eval", "evaluation"),
-    }
+# How people call the parts of a data set, in lower case: "train", "val2017", "Test images". Each may also be a class.
+_PARTS = (
+    *("train", "training", "val", "valid", "validation", "dev", "development"),
+    *("test", "testing", "eval", "evaluation", "holdout", "hold out"),
 )
+_OF_WHAT = ("set", "data", "images", "imgs", "photos", "pictures", "split")
+_SPLIT = re.compile(rf"({'|'.join(_PARTS)})( ?({'|'.join(_OF_WHAT)}))? ?[0-9]*".replace(" ", "[ _-]"), re.IGNORECASE)
 
 #: How one types a path and the names of its classes.
 Line = Callable[[str, Sequence[str]], str]
@@ -74,10 +74,10 @@ class ClassFolders:
         files = [each for each in self.left_out if each.ending != FOLDER]
         what = f"in whose subfolders is none; there are {told(files)}" if files else "which holds no files"
         reasons = {each.reason for each in files} - {HIDDEN}
-        if reasons and BESIDE not in reasons:
-            do = f"Install what these need, or convert them{way_out}"
-        else:
+        if BESIDE in reasons or not reasons:
             do = "Put each class's pictures into a folder of its own"
+        else:
+            do = "Install what they need" if NEEDS_HEIC in reasons else f"Convert them{way_out}"
         raise ValueError(
             f"A folder with one subfolder of pictures per class is expected, got path={self.path!r}, {what}. {do}."
         )
@@ -125,6 +125,11 @@ def list_classes(
     )
 
 
+def is_split(name: str) -> bool:
+    """Whether a folder is called like a part of a data set, as a class may be too."""
+    return _SPLIT.fullmatch(name) is not None
+
+
 def _check_folder(path: str | os.PathLike[str]) -> Path:
     root = Path(path)
     if not root.exists():
@@ -157,7 +162,7 @@ def _under(names: Sequence[str], walks: Mapping[str, Listing]) -> dict[str, List
 def _check_no_splits(root: str, walks: Mapping[str, Listing], line: Line) -> None:
     """Raise where class folders are called like splits."""
     folders = [name for name, listing in walks.items() if _holds_files(listing)]
-    splits = [name for name in folders if name.lower() in SPLITS]
+    splits = [name for name in folders if is_split(name)]
     if splits:
         raise ValueError(
             f"One subfolder per class is expected, got path={root!r} with the subfolders {_listed(splits)}, which "
@@ -180,7 +185,7 @@ def _check_no_others(root: str, names: Sequence[str], found: Mapping[str, Listin
     """Raise where a folder with files is none of the classes."""
     others = [name for name, listing in found.items() if name not in names and _holds_files(listing)]
     if others:
-        splits = [name for name in others if name.lower() in SPLITS]
+        splits = [name for name in others if is_split(name)]
         way = f"If these are splits, {_way_into(root, splits, line)}. If they are classes" if splits else "If they are"
         raise ValueError(
             f"Subfolders of the names classes={[*names]!r} are expected, got path={root!r} with {_listed(others)} "

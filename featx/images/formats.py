@@ -13,6 +13,7 @@ Choice = Callable[[str], str | None]
 
 UNKNOWN = "no picture format that can be read here"
 NOT_ASKED_FOR = "not among extensions"
+NEEDS_HEIC = f"needs {heif.INSTALL}"
 
 # What Pillow's registry lists and nobody means by a folder of photos.
 _NO_PHOTOS = {
@@ -27,7 +28,7 @@ _NO_PHOTOS = {
 }
 # What the registry lacks where a decoder is not installed.
 _NOT_INSTALLED = {
-    f"needs {heif.INSTALL}": heif.ENDINGS,
+    NEEDS_HEIC: heif.ENDINGS,
     "this Pillow cannot decode it": (".avif", ".avifs", ".webp", ".j2c", ".j2k", ".jp2", ".jpc", ".jpf", ".jpx"),
 }
 _REASONS = {

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from featx.images.classes import SPLITS
+from featx.images.classes import is_split
 from featx.images.formats import Choice
 from featx.images.walk import BESIDE, Listing, is_folder, walk, walk_classes
 
@@ -62,7 +62,7 @@ def list_parts(path: str, why_not: Choice) -> list[Part]:
 
 
 def _splits_among(path: str, names: list[str]) -> list[str]:
-    called_so = [name for name in names if name.lower() in SPLITS]
+    called_so = [name for name in names if is_split(name)]
     if len(called_so) == len(names):
         return called_so
     return [name for name in called_so if any(map(is_folder, Listing().entries(os.path.join(path, name))))]

@@ -34,15 +34,10 @@ def check_labelled(y: Any) -> None:
     # In an array of texts NaN would become the text "nan".
     values = np.asarray(y, dtype=object if isinstance(y, list | tuple) else None)
     missing = _missing(values) | np.ma.getmaskarray(y) if np.ma.isMaskedArray(y) else _missing(values)
-    if missing.any():
-        rows = np.flatnonzero(missing.reshape(len(missing), -1).any(axis=1)).tolist()
-        more = f" and {len(rows) - _MOST_TOLD} more" if len(rows) > _MOST_TOLD else ""
-        raise ValueError(
-            f"Input y contains NaN: {len(rows)} of {len(values)} images have no label, those in rows "
-            f"{rows[:_MOST_TOLD]}{more}. Remove these rows from X and y."
-        )
-    if isinstance(y, list | tuple) and all(isinstance(value, float | int) for value in values.flat):
-        values = values.astype(float)
+    if values.ndim and missing.any():
+        _refuse_missing(np.asarray(missing.reshape(len(missing), -1).any(axis=1)))
+    if values.dtype.kind == "O":
+        values = np.array([value for value in values.flat if isinstance(value, float)])
     if values.dtype.kind == "f":
         assert_all_finite(values, input_name="y")
     return None
@@ -65,9 +60,18 @@ def is_multilabel(y: Any) -> bool:
     return values is not None
 
 
+def _refuse_missing(missing: NDArray[np.bool_]) -> NoReturn:
+    rows = np.flatnonzero(missing).tolist()
+    more = f" and {len(rows) - _MOST_TOLD} more" if len(rows) > _MOST_TOLD else ""
+    raise ValueError(
+        f"Input y contains NaN: {len(rows)} of {len(missing)} images have no label, those in rows "
+        f"{rows[:_MOST_TOLD]}{more}. Remove these rows from X and y."
+    )
+
+
 def _missing(values: NDArray[Any]) -> NDArray[np.bool_]:
     if values.dtype.kind in "OT":
-        return np.frompyfunc(is_missing, 1, 1)(values.astype(object)).astype(bool)
+        return np.asarray(np.frompyfunc(is_missing, 1, 1)(values.astype(object)), dtype=bool)
     return np.asarray(values != values) if values.dtype.kind in "fcmM" else np.zeros(values.shape, dtype=bool)
 
 
