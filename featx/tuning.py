@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from featx.backbones.addresses import plain_address
 from featx.base import NetworkEstimator
-from featx.exceptions import NotFinite, OutOfMemory
+from featx.exceptions import OutOfMemory
 from featx.images.sources import Items
 from featx.locks import ForkSafeLock
 
@@ -238,6 +238,8 @@ class TunedEstimator(NetworkEstimator):
         return fitted
 
     def _outputs(self, X: Any, *, scores: bool) -> np.ndarray:
+        from featx.training.finite import check_outputs
+
         self._validate_params()
         items = self._items(X, reset=False)
         readable = self._readable(items, "; their rows are NaN.")
@@ -247,30 +249,10 @@ class TunedEstimator(NetworkEstimator):
         network = self._network(model)
         source = self._source(items.take(readable.tolist()), model, self.on_error)
         found = source.outputs(model, network.scores if scores else network.features, self._settings(model))
-        self._check_finite(found, source.items, model)
+        check_outputs(found, source.items, model, self.tensors_, precision=self.precision, on_error=self.on_error)
         out = np.full((len(items), *found.shape[1:]), np.nan, dtype=np.float32)
         out[readable] = found
         return out
-
-    def _check_finite(self, rows: np.ndarray, items: Items, model: Model) -> None:
-        """Raise, or make NaN and count, where a tuned network has put out what is not finite."""
-        from featx.activations.finite import warn_not_finite
-
-        wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-        errors = [self._not_finite(items, row, model) for row in wrong[:1].tolist()] * len(wrong)
-        if errors and self.on_error == "raise":
-            raise errors[0]
-        rows[wrong] = np.nan
-        warn_not_finite(errors, len(rows), stacklevel=4)
-
-    def _not_finite(self, items: Items, row: int, model: Model) -> NotFinite:
-        from featx.activations.finite import Doctor
-
-        if not all(bool(tensor.isfinite().all()) for tensor in self.tensors_.values()):
-            why = "in the tuned network: what training has changed holds NaN or infinity"
-            return NotFinite.at(items.original_row(row), items[row].source, why, "Lower learning_rate and fit anew.")
-        doctor = Doctor(model.spec, model.architecture, self.precision)
-        return doctor.error(items, row, None, model.plan.slots[0], model.pretrained())
 
     def _shared_params(self, names: Iterable[str]) -> dict[str, Any]:
         """Parameters of an extractor that has the tuned network."""

@@ -166,25 +166,30 @@ def test_branches_that_nobody_reads_do_not_run_in_training(in_front: bool, train
             assert torch.equal(after[name], value)
 
 
-def test_layers_that_write_in_place_without_being_read_still_run_in_training() -> None:
-    class Writing(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.relu, self.head = nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Linear(4, 2)
-            self.beside = nn.Conv2d(4, 1, 3)
+class Writing(nn.Module):
+    """Calls an in-place layer without taking what it returns."""
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.conv(x)
-            self.beside(x)
-            self.relu(x)  # whose output nobody takes
-            return self.head(x.mean((2, 3)))
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.deep, self.relu = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True)
+        self.beside, self.head = nn.Conv2d(4, 1, 3), nn.Linear(4, 2)
 
-    network = Writing()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.deep(self.conv(x))
+        self.beside(x)
+        self.relu(x)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("freeze", [0, "conv"])
+def test_layers_that_write_in_place_without_being_read_still_run_when_tuned(freeze: int | str) -> None:
+    network, images = Writing(), torch.rand(4, 3, 8, 8)
     model = FineTuneClassifier(
-        network, freeze=0, epochs=1, learning_rate=1e-12, preprocess=None, linear_probe=False, random_state=0
+        network, freeze=freeze, epochs=1, learning_rate=1e-12, preprocess=None, linear_probe=False, random_state=0
     )
-    images = torch.rand(4, 3, 8, 8)
     fitted = model.fit(images, LABELS)
+    expected = PretrainedFeatureExtractor(network, preprocess=None).transform(images)  # hardly changed
+    np.testing.assert_allclose(fitted.transform(images), expected, rtol=1e-4, atol=1e-6)
     scores = fitted.decision_function(images)
     loss = np.log1p(np.exp(-scores * (2 * np.array(LABELS) - 1))).mean()
     np.testing.assert_allclose(fitted.history_["loss"], [loss], rtol=1e-4)  # training saw what prediction sees

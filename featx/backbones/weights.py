@@ -132,8 +132,9 @@ def _listed(names: list[str]) -> str:
 
 @lru_cache(maxsize=256)
 def preset_of(backbone: Backbone, weights: Weights) -> Preset:
-    """Preprocessing that the weights were trained with; for a file or None that of the network's usual weights."""
-    return Preset(resize=256, crop=224) if backbone.entry is None else backbone.entry.preset(weights.published)
+    """Preprocessing that a named network's weights were trained with; for a file or None that of its usual weights."""
+    assert backbone.entry is not None
+    return backbone.entry.preset(weights.published)
 
 
 def preset_named(name: str) -> Preset:

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from featx.activations.extraction import Extraction
-from featx.activations.finite import Doctor
 from featx.activations.plan import FeaturePlan
 from featx.images.augmentation import Augmentation, AugmentedItems
 from featx.images.preprocessing import Preprocessing
 from featx.images.sources import Items
+from featx.training.finite import check_features
 from featx.training.loop import History, Loop, Settings, outputs_of
 from featx.training.model import Built, Model, Tensors
 from featx.training.schedule import make_optimizer
@@ -185,7 +185,7 @@ def _values(model: Model, source: Source, recipe: Recipe) -> Values:
 def _start_head(built: Built, source: Source, values: Values, targets: Targets, recipe: Recipe) -> None:
     """Train the head alone on the pretrained features (LP-FT)."""
     rows = _features(built, source, values, recipe)
-    _check_finite(rows, built.model, source, recipe)
+    check_features(rows, source.items, built.model, recipe.settings.precision)
     *hidden, out = (layer for layer in built.head if isinstance(layer, nn.Linear))
     if not hidden:
         assert recipe.probe_c is not None
@@ -197,14 +197,6 @@ def _start_head(built: Built, source: Source, values: Values, targets: Targets, 
     optimizer = make_optimizer("adamw", alone.parameters_with_factors(1.0), _HEAD_RATE, recipe.weight_decay)
     settings = replace(settings, epochs=max(1, _HEAD_STEPS // n_batches), n_iter_no_change=None, mixup=0.0, ema=None)
     Loop(alone.network, Held(rows, len(rows), lambda values: values), targets, optimizer, settings).run()
-
-
-def _check_finite(rows: np.ndarray, model: Model, source: Source, recipe: Recipe) -> None:
-    """Raise where pretrained features are not finite: a head would learn nothing from them."""
-    wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if len(wrong):
-        doctor = Doctor(model.spec, model.architecture, recipe.settings.precision)
-        raise doctor.error(source.items, int(wrong[0]), None, model.plan.slots[0], model.pretrained())
 
 
 def _features(built: Built, source: Source, values: Values, recipe: Recipe) -> np.ndarray:

@@ -83,7 +83,8 @@ class Split:
             return None
         try:
             traced = _Traced(module)
-            return traced.tail(None, self.attach) if traced.runs_idly_before(self.attach) else None
+            runs_idly = any(node.op == "call_module" for node in traced.idle_before(self.attach))
+            return traced.tail(None, self.attach) if runs_idly else None
         except Exception:  # whatever a foreign forward does when it meets a proxy: it is run as it is
             return None
 
@@ -116,6 +117,7 @@ def split_at(module: nn.Module, architecture: Architecture, attach: Layer, freez
         return head_only
     try:
         traced = _Traced(module)
+        traced.idle_before(attach)
         trainable = traced.modules_between(frozen, attach)
     except Exception as error:  # whatever a foreign forward does when it meets a proxy
         return Split(frozen, attach, None, _called_between(architecture, frozen, attach), reason=str(error))
@@ -183,20 +185,29 @@ class _Traced:
         graph.output(copies[end])
         return fx.GraphModule(self._module, graph)
 
-    def runs_idly_before(self, attach: Layer) -> bool:
-        """Whether modules run before a layer that do not lead to it, and write over nothing that does."""
+    def idle_before(self, attach: Layer) -> list[fx.Node]:
+        """Operations before a layer whose results do not lead to it.
+
+        Raises
+        ------
+        LookupError
+            One of them writes over something that does.
+        """
         end = self.node_of(attach)
         leading, order = self._before(end), list(self._graph.nodes)
         idle = [node for node in order[: order.index(end)] if node not in leading]
-        changing = any(self._writes(node) and leading.intersection(node.all_input_nodes) for node in idle)
-        return not changing and any(node.op == "call_module" for node in idle)
+        for node in idle:
+            if self._writes(node) and leading.intersection(node.all_input_nodes):
+                raise LookupError(f"{node.target} writes over what it takes, and nobody takes what it returns")
+        return idle
 
     def _writes(self, node: fx.Node) -> bool:
         """Whether an operation may change what it takes."""
         if node.op == "call_module":
             return bool(getattr(self._module.get_submodule(str(node.target)), "inplace", False))
         name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-        return name.endswith("_") or name in _WRITING or bool(node.kwargs.get("inplace"))
+        by_name = name.endswith("_") and not name.startswith("__")
+        return by_name or name in _WRITING or bool(node.kwargs.get("inplace"))
 
     @property
     def _images(self) -> fx.Node:
