@@ -14,7 +14,17 @@ class UnreadableImage(FeatxError, ValueError):
     """One picture that cannot be read, seen from where its place in X is not known.
 
     Its message is the reason alone ("truncated JPEG"); whoever knows the row turns it into an :class:`ImageError`.
+
+    Parameters
+    ----------
+    reason : str
+    advice : str or None, default=None
+        What to do about it, as a sentence, where that is something else than to go without the picture.
     """
+
+    def __init__(self, reason: str, advice: str | None = None) -> None:
+        super().__init__(reason)
+        self.advice = advice
 
 
 class ImageError(FeatxError, ValueError):

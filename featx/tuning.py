@@ -40,7 +40,7 @@ _PROBE_C = 0.01
 # Parameters that decide what a fitted network is.
 _DECIDING = (
     *("backbone", "weights", "layers", "pooling", "grid", "normalize", "preprocess", "image_size", "image_shape"),
-    *("pixel_range", "decode", "freeze", "hidden_layer_sizes", "random_state"),
+    *("pixel_range", "fourth_band", "decode", "freeze", "hidden_layer_sizes", "random_state"),
 )
 # Not for strangers: where this machine keeps things, and what opens its doors.
 _OF_THIS_MACHINE = ("cache", "device", "n_jobs", "storage_options", "verbose")
@@ -117,6 +117,7 @@ class TunedEstimator(NetworkEstimator):
                     after_epoch=watch.after_epoch,
                 )
             self._set_fitted(labels, fitted.tensors, fitted.history, goes_on=once and start is not None)
+        items.reading.seen.tell()
 
     @contextmanager
     def _memory_of(self, device: str) -> Iterator[None]:
@@ -236,6 +237,7 @@ class TunedEstimator(NetworkEstimator):
         found = self._source(items.take(readable.tolist()), model).outputs(
             model, network if scores else network.features, self._settings(model)
         )
+        items.reading.seen.tell()
         out = np.full((len(items), *found.shape[1:]), np.nan, dtype=np.float32)
         out[readable] = found
         return out

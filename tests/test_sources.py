@@ -23,7 +23,7 @@ from pictures import colours, encode, photo
 from PIL import Image
 
 from featx.exceptions import FeatxError, ImageError
-from featx.images.items import ArrayItem
+from featx.images.items import ArrayItem, _lock_of
 from featx.images.sources import as_items
 
 RGB = photo()
@@ -155,9 +155,9 @@ def test_row_error_survives_pickling():
         (np.zeros((0, 6, 3), np.uint8), r"no pixels, shape \(0, 6, 3\)"),
         (np.full((4, 6), np.nan), "NaN or infinite pixels"),
         (np.full((4, 6), np.inf), "NaN or infinite pixels"),
-        (np.full((4, 6), 1.5), "float pixels from 1.5 to 1.5, outside 0..1; pass pixel_range"),
+        (np.full((4, 6), 1.5), "float pixels from 1.5 to 1.5, outside 0..1. Set pixel_range"),
         (np.full((4, 6), -0.5), "float pixels from -0.5"),
-        (np.zeros((4, 6), np.int64), "pixels of dtype int64, whose range is not known; pass pixel_range"),
+        (np.zeros((4, 6), np.int64), "pixels of dtype int64, whose range is not known. Set pixel_range"),
         (np.zeros((4, 6), complex), "pixels of dtype complex128"),
         (np.array([["a"]]), "pixels of dtype <U1"),
     ],
@@ -481,7 +481,7 @@ def test_pil_image_is_loaded_by_one_thread_at_a_time(monkeypatch):
     item, load, locked = as_items([image])[0], image.load, []
 
     def watched_load():
-        locked.append(is_held(item._locked()))
+        locked.append(is_held(_lock_of(image)))
         return load()
 
     monkeypatch.setattr(image, "load", watched_load)

@@ -34,7 +34,8 @@ class Extraction:
     max_pixels, batch_size, n_jobs, on_error, verbose
         As in PretrainedFeatureExtractor.
     warns : bool, default=True
-        Whether one warning counts the unreadable images, of which the blocks tell in any case.
+        Whether one warning counts the unreadable images, of which the blocks tell in any case, and another tells where
+        values use little of their range.
     """
 
     items: Items
@@ -127,11 +128,14 @@ class Extraction:
 
     @contextmanager
     def _counting(self) -> Iterator[tuple[_Tick, list[ImageError]]]:
-        """The progress bar, and at the end the warning that counts unreadable images."""
+        """The progress bar, and at the end the warnings that count unreadable and far too dark images."""
         errors: list[ImageError] = []
         label = self.recipe.spec.backbone.label
         with tqdm(total=len(self.items), unit="img", desc=label, disable=not self.verbose) as bar:
             yield bar.update, errors
-        if errors and self.warns:
+        if not self.warns:
+            return
+        self.items.reading.seen.tell()
+        if errors:
             count = f"{len(errors)} of {len(self.items)} images could not be read; their rows are NaN."
             warnings.warn(f"{count} The first: {errors[0]}", UserWarning, stacklevel=5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import ImageError, UnreadableImage
-from featx.images.items import ArrayItem, Item, PathItem, PixelRange, is_a, item_from
+from featx.images.items import ArrayItem, Item, PathItem, is_a, is_encoded, item_from, path_in
+from featx.images.reading import Content, PixelRange, Reading
 
 if TYPE_CHECKING:
     import torch
@@ -23,9 +24,10 @@ MAX_PIXELS = 178956970  # what Pillow takes for the limit between a photo and an
 _PATHS = (str, os.PathLike)
 
 _ACCEPTED = (
-    "a list, array, Series or one-column frame of paths, bytes, PIL images or arrays, an (n, height, width[, "
-    "channels]) array or an (n, channels, height, width) torch tensor"
+    "a list, array, Series or one-column frame of paths, bytes, open files, PIL images or arrays, an (n, height, "
+    "width[, channels]) array or an (n, channels, height, width) torch tensor"
 )
+_ADVICE = 'Remove it, or set on_error="nan".'
 
 
 class Items(Sequence[Item]):
@@ -38,8 +40,8 @@ class Items(Sequence[Item]):
     rows : sequence of int or None, default=None
         Which elements, None for all.
     **options
-        `image_shape` (complete), `pixel_range`, `max_pixels`, `raw`, `short_side`, `storage_options` as in
-        :func:`as_items`.
+        `image_shape` (complete), `max_pixels`, `raw`, `short_side`, `storage_options` as in :func:`as_items`, and
+        `reading`.
     """
 
     def __init__(self, elements: Any, rows: Sequence[int] | None = None, **options: Any) -> None:
@@ -63,6 +65,12 @@ class Items(Sequence[Item]):
     def is_keyed(self) -> bool:
         """Whether digests tell all that pixels depend on."""
         return True
+
+    @property
+    def reading(self) -> Reading:
+        """How pictures are read that can be read in more than one way."""
+        found: Reading = self._options["reading"]
+        return found
 
     @property
     def short_side(self) -> int | None:
@@ -102,22 +110,24 @@ class Items(Sequence[Item]):
         except UnreadableImage as error:
             self._fail(row, item, error)
 
-    def load_if(self, row: int, digest: bytes, seed: int) -> tuple[torch.Tensor, bool]:
-        """Pixels of one item as from :meth:`load`, and whether they are those that ``digest`` was made of."""
+    def load_with_contents(self, row: int, *seeds: int) -> tuple[torch.Tensor, tuple[Content, ...]]:
+        """Pixels as from :meth:`load`, and of a file the content of the same bytes under each seed.
+
+        Nothing but files changes while it is looked at; for the rest there are no contents.
+        """
         item = self[row]
         if not isinstance(item, PathItem):
-            return self.load(row), True
+            return self.load(row), ()
         try:
-            pixels, (found,) = item.load_with_digests(seed)
+            return item.load_with_contents(*seeds)
         except UnreadableImage as error:
             self._fail(row, item, error)
-        return pixels, found == digest
 
     def iter_paths(self) -> Iterator[str | None]:
         """Path of every item that is a file, None for the others; faster than making the items."""
         for row in self._rows:
             element = self._elements[row]
-            yield os.fsdecode(element) if isinstance(element, _PATHS) else None
+            yield os.fsdecode(element) if isinstance(element, _PATHS) else path_in(element)
 
     def original_row(self, row: int) -> int:
         """Position of an item in the X that this sequence was first made of."""
@@ -143,16 +153,22 @@ class Items(Sequence[Item]):
         ImageError
             As from :meth:`load`.
         """
+        return self.reading.digest_of(*self.contents(row, seed))
+
+    def contents(self, row: int, *seeds: int) -> tuple[Content, ...]:
+        """What is known of one item without decoding it, under each seed; errors as of :meth:`digest`."""
         item = self[row]
         try:
-            return item.digest(seed)
+            if isinstance(item, PathItem):
+                return item.contents(*seeds)
+            return tuple(Content(item.digest(seed)) for seed in seeds)
         except UnreadableImage as error:
             self._fail(row, item, error)
 
     def _fail(self, row: int, item: Item, error: UnreadableImage) -> NoReturn:
         original = self._rows[row]
         where = f"X[{original}]" if item.source is None else f"X[{original}] ({item.source!r})"
-        message = f'{where} is not a readable image: {error}. Remove it, or set on_error="nan".'
+        message = f"{where} is not a readable image: {error}. {error.advice or _ADVICE}"
         raise ImageError(message, row=original, source=item.source, reason=str(error)) from error
 
 
@@ -161,6 +177,8 @@ def as_items(
     *,
     image_shape: tuple[int, ...] | None = None,
     pixel_range: PixelRange = "auto",
+    fourth_band: str = "alpha",
+    full_depth: bool = False,
     max_pixels: int = MAX_PIXELS,
     raw: bool = False,
     short_side: int | None = None,
@@ -173,13 +191,17 @@ def as_items(
     Parameters
     ----------
     X : list, ndarray, Series, frame or Tensor
-        A sequence or column of paths, bytes, PIL images, arrays or tensors; an ndarray of shape
+        A sequence or column of paths, bytes, open files, PIL images, arrays or tensors; an ndarray of shape
         (n, height, width[, channels]); a Tensor of shape (n, channels, height, width). With `image_shape` an ndarray
         of shape (n, n_features), already validated.
     image_shape : tuple of int or None, default=None
         Layout of a row of a 2-D X: (height, width) or (height, width, channels), -1 at most once.
     pixel_range : "auto" or (float, float), default="auto"
-        The pixel values that stand for black and white.
+        The values that stand for black and white, in arrays and in files of more than 8 bits a sample.
+    fourth_band : {"alpha", "ignore"}, default="alpha"
+        What a fourth band beside three colours is: transparency, laid over white, or nothing of interest.
+    full_depth : bool, default=False
+        Whether files of more than 8 bits a sample become floats under "auto" as well.
     max_pixels : int, default=178956970
         Width times height above which an encoded image is refused before it is decoded.
     raw : bool, default=False
@@ -212,7 +234,7 @@ def as_items(
     return Items(
         elements,
         image_shape=image_shape,
-        pixel_range=pixel_range,
+        reading=Reading(pixel_range, fourth_band, full_depth),
         max_pixels=max_pixels,
         raw=raw,
         short_side=short_side,
@@ -220,12 +242,10 @@ def as_items(
     )
 
 
-def _item(
-    element: Any, *, image_shape: tuple[int, ...] | None, pixel_range: PixelRange, raw: bool, **encoded: Any
-) -> Item:
+def _item(element: Any, *, image_shape: tuple[int, ...] | None, reading: Reading, raw: bool, **encoded: Any) -> Item:
     if image_shape is not None:
-        return ArrayItem(element.reshape(image_shape), pixel_range, stretch=True, raw=raw)
-    return item_from(element, pixel_range=pixel_range, raw=raw, **encoded)
+        return ArrayItem(element.reshape(image_shape), reading, stretch=True, raw=raw)
+    return item_from(element, reading=reading, raw=raw, **encoded)
 
 
 def _check_pixel_range(pixel_range: PixelRange) -> None:
@@ -277,11 +297,28 @@ def _elements(X: Any, raw: bool) -> Any:
         return _elements_of_column(X)
     if is_a(X, "pandas", "Index") or is_a(X, "pandas.api.extensions", "ExtensionArray"):
         return _elements_of_array(np.asarray(X, dtype=object), raw)
-    if isinstance(X, str | bytes | bytearray | memoryview | os.PathLike) or is_a(X, "PIL.Image", "Image"):
+    _refuse_dataset(X)
+    if is_encoded(X) or is_a(X, "PIL.Image", "Image"):
         raise TypeError(f"A sequence of images is expected, got one {type(X).__name__}. Wrap it in a list: [X].")
     if isinstance(X, Sequence):
         return _elements_of_sequence(X, raw)
     raise TypeError(f"Images are expected as {_ACCEPTED}; got X of type {type(X).__name__}.")
+
+
+def _refuse_dataset(X: Any) -> None:
+    """Raise where X is a whole data set of Hugging Face's datasets, of which one column holds the images."""
+    names = getattr(X, "column_names", None)
+    if type(X).__module__.partition(".")[0] != "datasets" or isinstance(X, Sequence) or not names:
+        return
+    split, where = (X, "X") if not isinstance(names, Mapping) else (X[next(iter(names))], f'X["{next(iter(names))}"]')
+    features = getattr(split, "features", None) or {}
+    images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    column = images[0] if images else "NAME"
+    advice = f'{where}["{column}"]' if isinstance(split, Sized) else f'[row["{column}"] for row in {where}]'
+    raise TypeError(
+        f"A column of images is expected, got X of type {type(X).__name__} of datasets with the columns {names}. "
+        f"Pass {advice}."
+    )
 
 
 def _elements_of_sequence(X: Sequence[Any], raw: bool) -> Any:
@@ -443,5 +480,4 @@ def _check_as_a_whole(elements: Any, pixel_range: PixelRange, raw: bool) -> None
 
 def _is_pixels(element: Any) -> bool:
     # Missing and odd elements are left to their rows.
-    encoded = isinstance(element, str | os.PathLike | bytes | bytearray | memoryview)
-    return not encoded and not is_a(element, "PIL.Image", "Image")
+    return not is_encoded(element) and not is_a(element, "PIL.Image", "Image")
