@@ -40,15 +40,24 @@ class ImageError(FeatxError, ValueError):
         The file it was read from, None for pixels in memory.
     reason : str or None, default=None
         What is wrong, alone ("truncated JPEG").
+    advice : str or None, default=None
+        What makes this very image readable, where something does.
     """
 
     def __init__(
-        self, message: str, *, row: int | None = None, source: str | None = None, reason: str | None = None
+        self,
+        message: str,
+        *,
+        row: int | None = None,
+        source: str | None = None,
+        reason: str | None = None,
+        advice: str | None = None,
     ) -> None:
         super().__init__(message)
         self.row = row
         self.source = source
         self.reason = reason
+        self.advice = advice
 
 
 class LayerError(FeatxError, ValueError):

@@ -15,7 +15,7 @@ from featx.callers import frames_to_caller
 from featx.locks import ForkSafeLock
 
 PixelRange: TypeAlias = str | tuple[float, float]  # the str is "auto"
-Span: TypeAlias = tuple[int, float, float]
+Span: TypeAlias = tuple[float, float]
 
 #: What a file may be that makes its reading depend on more than its bytes; to be added up.
 DEEP, FOUR_BANDS, HEIF, REREAD = 1, 2, 4, 8
@@ -47,8 +47,8 @@ class Seen:
 
     Attributes
     ----------
-    spans : dict of float to (int, float, float)
-        By the value that stood for white: how many pictures, their lowest and their highest value.
+    spans : dict of float to (float, float)
+        Lowest and highest value, by the value that stood for white.
     """
 
     def __init__(self) -> None:
@@ -57,33 +57,33 @@ class Seen:
 
     def note(self, low: float, high: float, white: float) -> None:
         """Take the values of one picture into account, of which ``white`` was white."""
-        self.add({white: (1, low, high)})
+        self.add({white: (low, high)})
 
     def add(self, spans: Mapping[float, Span]) -> None:
         """Take the values of more pictures into account, wherever they were decoded."""
         with _LOCK.held():
-            for white, (n, low, high) in spans.items():
-                m, lowest, highest = self.spans.get(white, (0, low, high))
-                self.spans[white] = n + m, min(low, lowest), max(high, highest)
+            for white, (low, high) in spans.items():
+                lowest, highest = self.spans.get(white, (low, high))
+                self.spans[white] = min(low, lowest), max(high, highest)
 
     def tell(self) -> None:
         """Warn, once, where the pictures use little of their range."""
-        for white, span in self.spans.items():
-            _, low, high = span
+        for white, (low, high) in self.spans.items():
             if high - low < _LEAST_USED * white and not self._is_told:
                 self._is_told = True
-                warnings.warn(_told(*span, white), UserWarning, stacklevel=frames_to_caller())
+                warnings.warn(_told(low, high, white), UserWarning, stacklevel=frames_to_caller())
 
 
-def _told(n: int, low: float, high: float, white: float) -> str:
+def _told(low: float, high: float, white: float) -> str:
     # A camera of b bits starts at 0; a window elsewhere is what is seen of it.
     full = 2 ** int(high).bit_length() - 1
     pair = (0, full) if white > 1 and low < full / 2 else (low, high)
-    images = "An image has" if n == 1 else f"{n} images have"
+    number = "{:.0f}" if white > 1 else "{:g}"
+    shown = [number.format(value) for value in (low, high, white, *pair)]
     return (
-        f"{images} more than 8 bits and values from {low:g} to {high:g}, less than an eighth of 0 to {white:g}, which "
-        f'pixel_range="auto" maps onto black and white: little of them is left. Set pixel_range to the values that '
-        f"stand for black and white, such as pixel_range=({pair[0]:g}, {pair[1]:g})."
+        f"The images with more than 8 bits have values from {shown[0]} to {shown[1]}, less than an eighth of 0 to "
+        f'{shown[2]}, which pixel_range="auto" maps onto black and white: little of them is left. Pass the values that '
+        f"stand for black and white, such as pixel_range=({shown[3]}, {shown[4]})."
     )
 
 

@@ -169,7 +169,8 @@ class Items(Sequence[Item]):
         original = self._rows[row]
         where = f"X[{original}]" if item.source is None else f"X[{original}] ({item.source!r})"
         message = f"{where} is not a readable image: {error}. {error.advice or _ADVICE}"
-        raise ImageError(message, row=original, source=item.source, reason=str(error)) from error
+        told = {"reason": str(error), "advice": error.advice}
+        raise ImageError(message, row=original, source=item.source, **told) from error
 
 
 def as_items(
