@@ -53,6 +53,8 @@ COLOURS = {
     "tiff-apart": lambda values: tiff(values, planar=True),
     "tiff-apart-big-endian": lambda values: tiff(values, order=">", planar=True),
     "tiff-and-nothing": lambda values: tiff(np.dstack([values, values[..., :1]]), extra=(0,)),
+    "ppm": lambda values: f"P6 # a comment\n{WIDTH} {HEIGHT}\n65535\n".encode() + values.astype(">u2").tobytes(),
+    "ppm-plain": lambda values: f"P3 {WIDTH} {HEIGHT} 65535 {' '.join(map(str, values.ravel()))}\n".encode(),
     "png-opaque": lambda values: png_16_bit(np.dstack([values, np.full_like(values[..., :1], 65535)])),
 }
 GREYS = {
@@ -115,6 +117,24 @@ def test_colours_that_alpha_is_multiplied_into_are_laid_over_white_once():
     multiplied = np.rint(values * 0.2).astype(np.uint16)
     found = pixels_of(tiff(np.dstack([multiplied, alpha]), extra=(1,)))
     np.testing.assert_allclose(found, (values * 0.2 + 65535 * 0.8) / 257, atol=1.01)
+
+
+# Pillow does not read those of big-endian integers.
+@pytest.mark.parametrize(("kind", "order"), [(np.uint16, "<"), (np.float32, "<"), (np.float32, ">")])
+def test_tiff_whose_low_values_are_white_is_no_negative(kind, order):
+    values = (rgb()[..., :1] / (1 if kind == np.uint16 else 65535)).astype(kind)
+    white = 65535 if kind == np.uint16 else 1
+    data = tiff(values, photometric=0, order=order)
+    np.testing.assert_allclose(pixels_of(data), 255 - np.rint(np.repeat(values, 3, axis=2) / white * 255), atol=1)
+    found = pixels_of(data, pixel_range=(0, white / 2))
+    np.testing.assert_allclose(found[..., :1], 1 - values / (white / 2), atol=1e-6)
+
+
+def test_ppm_of_12_bits_has_its_own_white():
+    values = rgb(4095)
+    data = f"P6 {WIDTH} {HEIGHT} 4095\n".encode() + values.astype(">u2").tobytes()
+    np.testing.assert_allclose(pixels_of(data), values / 4095 * 255, atol=0.51)
+    np.testing.assert_allclose(pixels_of(data, pixel_range=(0, 65535)), values / 4095, atol=1e-5)
 
 
 def test_transparent_grey_of_16_bits_is_white_in_every_range():

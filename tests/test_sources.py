@@ -25,7 +25,8 @@ from pictures import colours, encode, photo
 from PIL import Image
 
 from featx.exceptions import FeatxError, ImageError
-from featx.images.items import ArrayItem, _lock_of
+from featx.images.arrays import ArrayItem
+from featx.images.items import _lock_of
 from featx.images.sources import as_items
 
 RGB = photo()

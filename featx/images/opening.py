@@ -21,7 +21,7 @@ _HEIF = re.compile(rb"....ftyp(?:hei[cxms]|hev[cxms]|mif[12]|msf1)", re.DOTALL)
 _PNG_DEPTH_AT, _PNG_COLOUR_AT, _PNG_GREY_ALPHA, _PNG_RGBA = 24, 25, 4, 6
 # How Pillow names 16-bit samples of several bands, which it keeps the high bytes of: bands, and order of the bytes.
 _OF_16_BIT = re.compile(r"(RGB|RGBA|RGBX|RGBa|LA);16([BLN])")
-_BITS, _PLANAR = 258, 284  # tags of TIFF
+_BITS, _PHOTOMETRIC, _PLANAR = 258, 262, 284  # tags of TIFF
 
 
 def kind_of(data: bytes) -> str | None:
@@ -69,7 +69,8 @@ def traits_of_image(image: Any) -> int:
     layout = layout_of_16_bit(image)
     four = FOUR_BANDS * (image.mode in ("RGBA", "RGBa"))
     if layout is None:
-        return DEEP * is_of_integers_or_floats(image) | four
+        deep = is_of_integers_or_floats(image)
+        return DEEP * deep | REREAD * (deep and is_negative(image)) | four
     return DEEP | REREAD * (layout[0] not in ("RGB", "RGBA")) | four
 
 
@@ -81,17 +82,30 @@ def is_of_integers_or_floats(image: Any) -> bool:
 def layout_of_16_bit(image: Any) -> tuple[str, str] | None:
     """Bands of colours in a file and the order of their samples' bytes; None where samples have no 16 bits each.
 
-    The order is "B" (big-endian), "L" (little-endian) or "N" (this machine's).
+    The order is "B" (big-endian), "L" (little-endian) or "N" (this machine's). Bands are "apart" in TIFFs that have one
+    after the other, and "PPM" in that format.
     """
     tiles = getattr(image, "tile", None)
     if not tiles or image.mode not in ("RGB", "RGBA"):
         return None
+    if image.format == "PPM":
+        return ("PPM", "B") if maxval_of_ppm(tiles[0]) > 255 else None
     rawmode, tags = str(rawmode_of(tiles[0])), getattr(image, "tag_v2", None)
     # Of bands that lie apart Pillow forgets it.
     if tags is not None and rawmode in ("R", "G", "B", "A") and 16 in tags.get(_BITS, ()):
         return "apart", "L" if tags.prefix == b"II" else "B"
     found = _OF_16_BIT.fullmatch(rawmode)
     return None if found is None else (found[1], found[2])
+
+
+def maxval_of_ppm(tile: Any) -> int:
+    """What stands for white in a PPM."""
+    return int(tile.args[-1]) if isinstance(tile.args, tuple) else 255
+
+
+def is_negative(image: Any) -> bool:
+    """Whether low values of a TIFF are white, which Pillow forgets of more than 8 bits."""
+    return getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
 
 
 def lies_apart(image: Any) -> bool:

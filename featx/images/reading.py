@@ -119,6 +119,13 @@ class Reading:
         return "; ".join(filter(None, found))
 
 
+def digest_under(seed: int, kind: str, content: bytes | memoryview) -> bytes:
+    """16 bytes that stand for some content of a kind; another seed gives unrelated ones."""
+    hasher = xxhash.xxh3_128(f"{kind}\n".encode(), seed=seed)
+    hasher.update(content)
+    return hasher.digest()
+
+
 def _of_deep(reading: Reading) -> str:
     if not isinstance(reading.pixel_range, str):
         low, high = reading.pixel_range

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from featx.exceptions import UnreadableImage
 from featx.images.opening import (
+    is_negative,
     is_of_integers_or_floats,
     kind_of,
     layout_of_16_bit,
     lies_apart,
+    maxval_of_ppm,
     open_image,
     set_rawmodes,
 )
@@ -49,6 +51,8 @@ class _Samples:
         Whether the colours have been multiplied by the transparency.
     in_full : bool
         Whether all bits of the file are there.
+    negative : bool
+        Whether low values are white.
     """
 
     values: NDArray[Any]
@@ -56,6 +60,7 @@ class _Samples:
     is_white: NDArray[np.bool_] | None = None
     premultiplied: bool = False
     in_full: bool = True
+    negative: bool = False
 
 
 def rgb_of_deep(image: Any, data: bytes | None, reading: Reading) -> NDArray[Any] | None:
@@ -87,10 +92,13 @@ def rgb_of_deep(image: Any, data: bytes | None, reading: Reading) -> NDArray[Any
     else:
         alpha = mapped(bands[..., 3:], (0, samples.white))
         pixels = np.concatenate([mapped(bands[..., :3], limits), alpha], axis=2)
+    white = 255 if pixels.dtype == np.uint8 else 1
+    if samples.negative:
+        pixels = white - pixels
     if pixels.shape[2] == 4:
         pixels = on_white(pixels, samples.premultiplied)
     if samples.is_white is not None:
-        pixels[samples.is_white] = 255 if pixels.dtype == np.uint8 else 1
+        pixels[samples.is_white] = white
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
@@ -156,10 +164,13 @@ def _samples(image: Any, data: bytes | None) -> _Samples | None:
         values = np.asarray(image)
         see_through = image.info.get("transparency")
         is_white = values == see_through if isinstance(see_through, int) else None
-        return _Samples(values[..., np.newaxis], 1.0 if image.mode == "F" else _WHITE, is_white)
+        white = 1.0 if image.mode == "F" else _WHITE
+        return _Samples(values[..., np.newaxis], white, is_white, negative=is_negative(image))
     if data is None or layout is None:
         return None
     bands, order = layout
+    if bands == "PPM":
+        return _Samples(_samples_of_ppm(image, data), _WHITE)
     if bands == "LA":  # both bytes of both bands, as if they were four bands
         four = _unpacked(image, lambda _: "RGBA")
         return _Samples(_joined(four[..., 0::2], four[..., 1::2])[..., [0, 0, 0, 1]], _WHITE)
@@ -170,6 +181,16 @@ def _samples(image: Any, data: bytes | None) -> _Samples | None:
         return _Samples(_joined(high, high), _WHITE, in_full=False)
     low = _unpacked(open_image(data, kind_of(data)), lambda rawmode: _in_order(rawmode, _OTHER_ORDER[order]))
     return _Samples(_joined(high, low), _WHITE, premultiplied=bands == "RGBa")
+
+
+def _samples_of_ppm(image: Any, data: bytes) -> NDArray[Any]:
+    """Of a file of colours, read as one of greys that is three times as wide, of which Pillow keeps all bits."""
+    (tile,), (width, height) = image.tile, image.size
+    magic = {b"P6": "P5", b"P3": "P2"}[data[:2]]
+    header = f"{magic} {3 * width} {height} {maxval_of_ppm(tile)}\n"
+    grey = open_image(header.encode() + data[tile.offset :], "PPM")
+    grey.load()
+    return np.asarray(grey).reshape(height, width, 3)
 
 
 def _unpacked(image: Any, rawmode: Callable[[str], str]) -> NDArray[np.uint8]:

@@ -18,7 +18,8 @@ import lmdb
 import xxhash
 
 from featx.exceptions import ImageError, StoreError
-from featx.images.items import ArrayItem, PathItem
+from featx.images.arrays import ArrayItem
+from featx.images.items import PathItem
 from featx.images.reading import Content
 from featx.images.sources import Items
 from featx.store.environment import Database
