@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 import warnings
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import xxhash
+from click.testing import CliRunner, Result
 from conftest import relative_difference
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +23,8 @@ from sklearn.base import clone
 
 from featx import FineTuneClassifier, PretrainedFeatureExtractor
 from featx.activations.engine import TALLY
+from featx.cli.commands import featx
+from featx.cli.options import Reading
 from featx.exceptions import ImageError
 from featx.images.sources import as_items
 
@@ -434,3 +438,54 @@ def test_lazily_opened_pil_image_keeps_one_digest(tmp_path):
     before = digests([image], pixel_range=(0, 4095))
     image.load()
     assert digests([image], pixel_range=(0, 4095)) == before
+
+
+# The command line.
+
+
+def run(*words: object) -> Result:
+    result = CliRunner().invoke(featx, [*map(str, words)])
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result
+
+
+@pytest.mark.filterwarnings("always:The images with more than 8 bits")
+def test_command_line_follows_the_advice_that_it_gives(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEATX_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "photos").mkdir()
+    paths = dark_files(tmp_path / "photos")
+    command = ["extract", tmp_path / "photos", "--backbone", "featx_micro", "-o", tmp_path / "rows.npy"]
+    warned = run(*command).stderr
+    (advice,) = re.findall(r"such as (--pixel-range \S+)\.", warned)
+    assert "more than 8 bits" not in run(*command, *advice.split()).stderr
+    expected = clone(MICRO).set_params(pixel_range=(0, 4095)).transform(paths)
+    np.testing.assert_allclose(np.load(tmp_path / "rows.npy"), expected, rtol=1e-5)
+
+
+def test_command_line_says_what_makes_a_file_readable(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEATX_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.tif").write_bytes(tiff(np.full((4, 4, 1), 3, dtype=np.float32)))
+    (tmp_path / "photos" / "b.tif").write_bytes(tiff(FOUR, extra=(2,)))
+    command = ["extract", tmp_path / "photos", "--backbone", "featx_micro", "-o", tmp_path / "rows.npy"]
+    assert "Set --pixel-range low,high" in run(*command).stderr
+    assert np.isnan(np.load(tmp_path / "rows.npy")[0]).all()
+    run(*command, "--pixel-range", "0,3", "--fourth-band", "ignore", "--strict")
+    expected = MICRO.transform([np.full((4, 4, 3), 255, dtype=np.uint8), FOUR[..., :3]])
+    np.testing.assert_allclose(np.load(tmp_path / "rows.npy"), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("limits", ["4095", "9,3", "a,b", "0,inf", "1,2,3", "nan,1"])
+def test_limits_that_are_none_are_told(limits, tmp_path):
+    result = CliRunner().invoke(
+        featx, ["extract", str(tmp_path), "-o", str(tmp_path / "x.npy"), "--pixel-range", limits]
+    )
+    assert result.exit_code == 2
+    assert "such as 0,4095" in result.output
+
+
+def test_reading_can_be_typed_again():
+    assert Reading(None, None, "float32", "exact", (0.0, 4095.0), "ignore").words() == [
+        *("--pixel-range", "0,4095"),
+        *("--fourth-band", "ignore"),
+    ]

@@ -26,8 +26,9 @@ from PIL import Image
 
 from featx.exceptions import FeatxError, ImageError
 from featx.images.arrays import ArrayItem
-from featx.images.items import _lock_of
+from featx.images.items import PathItem, _lock_of
 from featx.images.sources import as_items
+from featx.images.view import WatchedItems
 
 RGB = photo()
 PNG = encode(RGB, "PNG")
@@ -639,3 +640,29 @@ def test_pil_image_that_is_closed_fails_alone(tmp_path):
     image.close()
     with pytest.raises(ImageError, match=r"^X\[0\] \('.*a.png'\) is not a readable image"):
         as_items([image]).load(0)
+
+
+# Watched items.
+
+
+def test_watched_items_tell_the_content_of_every_file_that_is_read(path):
+    told = []
+    items = WatchedItems(as_items([path, PNG, path]), 5, lambda row, content: told.append((row, content.digest)))
+    digest = as_items([path]).digest(0, seed=5)
+    torch.testing.assert_close(items.load(0), CHANNELS_FIRST)
+    assert items.digest(2, seed=1) == as_items([path]).digest(0, seed=1)
+    items[1:].load(1)
+    items[::-1].load(0)
+    assert told == [(0, digest), (2, digest), (2, digest), (2, digest)]
+
+
+def test_watched_items_tell_of_the_bytes_that_the_pixels_are_made_of(path, monkeypatch):
+    told = []
+    inner = WatchedItems(as_items([path]), 0, lambda row, content: told.append(content.digest))
+    outer = WatchedItems(inner, 1, lambda row, content: told.append(content.digest))
+    reads = []
+    read = PathItem._read
+    monkeypatch.setattr(PathItem, "_read", lambda self: reads.append(1) or read(self))
+    outer.load(0)
+    assert len(reads) == 1
+    assert told == [as_items([PNG]).digest(0, seed=0), as_items([PNG]).digest(0, seed=1)]

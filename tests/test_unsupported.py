@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pictures import encode, photo, tiff
 from PIL import Image
 
@@ -110,6 +113,20 @@ def test_damage_is_no_other_kind():
     assert "which Pillow does not read" not in str(as_error(encode(RGB, "TIFF")[:200]))
     image = Image.open(io.BytesIO(encode(RGB, "GIF")))
     assert image.format == "GIF"
+
+
+@given(
+    start=st.sampled_from(
+        [b"", b"II*\0", b"MM\0*", b"II+\0", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"P6", b"8BPS"]
+    ),
+    content=st.binary(max_size=40),
+)
+@pytest.mark.filterwarnings("ignore")
+def test_any_bytes_are_pixels_or_one_error_of_the_row(start, content):
+    items = as_items([start + content])
+    assert len(items.digest(0)) == 16
+    with contextlib.suppress(ImageError):
+        assert items.load(0).shape[0] == 3
 
 
 def as_error(data: bytes) -> ImageError:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import struct
+from collections.abc import Callable
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
@@ -85,11 +87,14 @@ def unsupported(error: Exception, kind: str | None, data: bytes) -> UnreadableIm
 def _accepted_as(data: bytes) -> str | None:
     """The format that a file begins like."""
     Image.init()
-    for name in Image.ID:
-        _, accept = Image.OPEN[name]
-        if accept is not None and accept(data[:16]) is True:
-            return name
-    return None
+    return next((name for name in Image.ID if _accepts(Image.OPEN[name][1], data[:16])), None)
+
+
+def _accepts(accept: Callable[[bytes], bool | str] | None, prefix: bytes) -> bool:
+    try:
+        return accept is not None and accept(prefix) is True
+    except (IndexError, struct.error):  # of files that end before
+        return False
 
 
 def _unsupported_tiff(error: Exception, tags: dict[int, Any]) -> UnreadableImage | None:
