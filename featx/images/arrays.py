@@ -66,8 +66,10 @@ class ArrayItem:
         reading = f"{kind} {array.dtype.str} {array.shape} {self.reading.pixel_range} {self.stretch} {self.raw}"
         if isinstance(array, np.ma.MaskedArray):
             reading += f" masked {np.ma.getmaskarray(array).tobytes().hex()}"
-        traits = FOUR_BANDS * (array.ndim == 3 and array.shape[2 if kind == "array" else 0] == 4 and not self.raw)
-        return self.reading.digest_of(Content(digest_under(seed, reading, np.ascontiguousarray(array).data), traits))
+        digest = digest_under(seed, reading, np.ascontiguousarray(array).data)
+        if self.raw or array.ndim != 3 or array.shape[2 if kind == "array" else 0] != 4:
+            return digest
+        return self.reading.digest_of(Content(digest, FOUR_BANDS))
 
     def _rgb(self, values: NDArray[Any]) -> NDArray[Any]:
         if values.ndim != 3 or values.shape[2] not in _CHANNELS:

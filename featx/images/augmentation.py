@@ -154,6 +154,10 @@ class AugmentedItems(Items):
         """Position in X of the image that a view is of."""
         return self._items.original_row(self._at(row)[1])
 
+    def digest(self, row: int, seed: int = 0) -> bytes:
+        """Digest of one view."""
+        return self.reading.digest_of(*self.contents(row, seed))
+
     def contents(self, row: int, *seeds: int) -> tuple[Content, ...]:
         """What stands for one view, under each seed."""
         view, of_item = self._at(row)

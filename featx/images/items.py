@@ -292,19 +292,22 @@ def item_from(
     Item
         Nothing has been read yet.
     """
-    source = None
-    if isinstance(element, Mapping):
-        element, source = _in_mapping(element)
     if isinstance(element, str | os.PathLike):
         return PathItem(element, max_pixels, short_side, storage_options, reading)
     if isinstance(element, bytes | bytearray | memoryview):
-        return BytesItem(bytes(element), max_pixels, short_side, reading, source)
+        return BytesItem(bytes(element), max_pixels, short_side, reading)
     if is_a(element, "PIL.Image", "Image"):
         return PILItem(element, max_pixels, reading)
     if isinstance(element, np.ndarray) or is_a(element, "torch", "Tensor"):
         return ArrayItem(element, reading, raw=raw)
     if is_open_file(element):
         return OpenFileItem(element, max_pixels, short_side, reading)
+    if isinstance(element, Mapping):
+        data, path = _in_mapping(element)
+        if data is not None:
+            return BytesItem(bytes(data), max_pixels, short_side, reading, path)
+        if path is not None:
+            return PathItem(path, max_pixels, short_side, storage_options, reading)
     if _is_missing(element):
         return BrokenItem("a missing value")
     return BrokenItem(f"{_named(element)}, which is no path, bytes, open file, PIL image, array or tensor", _CONVERT)
@@ -313,14 +316,15 @@ def item_from(
 def path_in(element: Any) -> str | None:
     """The path of an element of X that is a file by its name; None for any other."""
     if isinstance(element, Mapping):
-        element, _ = _in_mapping(element)
+        data, element = _in_mapping(element)
+        return None if data is not None else element
     return os.fsdecode(element) if isinstance(element, str | os.PathLike) else None
 
 
 def is_encoded(element: Any) -> bool:
     """Whether an element of X is a file in some form, which has to be decoded."""
     if isinstance(element, Mapping):
-        return _in_mapping(element)[0] is not element
+        return _in_mapping(element) != (None, None)
     return isinstance(element, str | os.PathLike | bytes | bytearray | memoryview) or is_open_file(element)
 
 
@@ -330,12 +334,11 @@ def is_open_file(value: object) -> bool:
 
 
 def _in_mapping(element: Mapping[Any, Any]) -> tuple[Any, str | None]:
-    """What a mapping of the form of Hugging Face's Image feature stands for, and where it came from."""
+    """Bytes and path in a mapping of the form of Hugging Face's Image feature; where there are no bytes, None."""
     data, path = element.get("bytes"), element.get("path")
-    if isinstance(data, bytes | bytearray | memoryview):
-        return data, path if isinstance(path, str) else None
-    is_path = data is None and isinstance(path, str | os.PathLike)
-    return (path if is_path else element), None
+    if data is not None and not isinstance(data, bytes | bytearray | memoryview):
+        return None, None
+    return data, os.fsdecode(path) if isinstance(path, str | os.PathLike) else None
 
 
 def _named(element: object) -> str:
@@ -377,7 +380,7 @@ def _decode(data: bytes, max_pixels: int, short_side: int | None, reading: Readi
 
 def _contents(data: bytes, *seeds: int) -> tuple[Content, ...]:
     traits = traits_of(data)
-    return tuple(Content(digest_under(seed, "file", data), traits) for seed in seeds)
+    return tuple([Content(digest_under(seed, "file", data), traits) for seed in seeds])
 
 
 def _lock_of(value: object) -> contextlib.AbstractContextManager[bool]:

@@ -16,6 +16,8 @@ _SIGNATURES = {
     "WebP": re.compile(rb"RIFF....WEBP", re.DOTALL),
     "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
 }
+# JPEG and GIF, of which nothing needs to be looked at.
+_OF_8_BITS = (b"\xff\xd8\xff", b"GIF8")
 # By the major brand.
 _HEIF = re.compile(rb"....ftyp(?:hei[cxms]|hev[cxms]|mif[12]|msf1)", re.DOTALL)
 _PNG_DEPTH_AT, _PNG_COLOUR_AT, _PNG_GREY_ALPHA, _PNG_RGBA = 24, 25, 4, 6
@@ -51,9 +53,9 @@ def open_image(data: bytes, kind: str | None) -> Any:
 
 def traits_of(data: bytes) -> int:
     """What makes the reading of an encoded image depend on more than its bytes, as in `Content.traits`."""
-    kind = kind_of(data)
-    if kind in ("JPEG", "GIF"):
+    if data.startswith(_OF_8_BITS):
         return 0
+    kind = kind_of(data)
     if kind == "PNG":
         return _traits_of_png(data)
     if _HEIF.match(data):

@@ -147,7 +147,11 @@ class Items(Sequence[Item]):
         ImageError
             As from :meth:`load`.
         """
-        return self.reading.digest_of(*self.contents(row, seed))
+        item = self[row]
+        try:
+            return item.digest(seed)
+        except UnreadableImage as error:
+            self._fail(row, item, error)
 
     def contents(self, row: int, *seeds: int) -> tuple[Content, ...]:
         """What is known of one item without decoding it, under each seed; errors as of :meth:`digest`."""
@@ -155,7 +159,7 @@ class Items(Sequence[Item]):
         try:
             if isinstance(item, PathItem):
                 return item.contents(*seeds)
-            return tuple(Content(item.digest(seed)) for seed in seeds)
+            return tuple([Content(item.digest(seed)) for seed in seeds])
         except UnreadableImage as error:
             self._fail(row, item, error)
 

@@ -64,6 +64,10 @@ class WatchedItems(Items):
             self._note(row, content)
         return pixels, contents[:-1]
 
+    def digest(self, row: int, seed: int = 0) -> bytes:
+        """Digest of one item."""
+        return self.reading.digest_of(*self.contents(row, seed))
+
     def contents(self, row: int, *seeds: int) -> tuple[Content, ...]:
         """What one item holds, under each seed."""
         *contents, content = self._items.contents(row, *seeds, self._seed)

@@ -60,11 +60,11 @@ class Index:
     def digests(self, items: Items, n_threads: int) -> list[bytes | ImageError]:
         """Digest of every item; files that are known and unchanged are not read."""
 
-        def look_at(rows: Sequence[int]) -> list[Content | ImageError]:
-            return [_content_or_error(items, row, self.seed) for row in rows]
+        def look_at(rows: Sequence[int]) -> list[Content | bytes | ImageError]:
+            return [(_content_or_error if row in files else digest_or_error)(items, row, self.seed) for row in rows]
 
         files, known = self._known(items.iter_paths())
-        out: list[Content | ImageError | None] = [*known]
+        out: list[Content | bytes | ImageError | None] = [*known]
         unknown = [row for row, content in enumerate(out) if content is None]
         # Arrays are hashed as fast as memory gives them; threads would only be in each other's way.
         if len(unknown) > 1 and n_threads > 1 and not isinstance(items[unknown[0]], ArrayItem):
@@ -77,7 +77,7 @@ class Index:
             out[row] = content
         self._remember([(files[row], out[row]) for row in unknown if row in files])
         digest_of = items.reading.digest_of
-        return [digest_of(content) if isinstance(content, Content) else content for content in out]  # type: ignore
+        return [digest_of(found) if isinstance(found, Content) else found for found in out]  # type: ignore
 
     def digest_of_file(self, path: str) -> bytes:
         """Digest of any file's bytes, through the same shortcuts."""
@@ -158,7 +158,7 @@ class Index:
             MEMORY.add_files(self.seed, {files[i].full: (files[i].state, content) for i, content in found.items()})
         return files, contents
 
-    def _remember(self, found: Iterable[tuple[_File, Content | ImageError | None]]) -> None:
+    def _remember(self, found: Iterable[tuple[_File, Content | bytes | ImageError | None]]) -> None:
         settled = [(file, content) for file, content in found if isinstance(content, Content) and _is_settled(file)]
 
         def write(txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
@@ -225,8 +225,9 @@ def _content_in(entry: Any, file: _File) -> Content | None:
     if entry is None or len(entry) != 61:
         return None
     known = bytes(entry)
-    content = Content(known[40:56], known[56])
-    return content if known == _entry_for(file, content) else None
+    if known[:40] != file.state or known[57:] != xxhash.xxh32_digest(file.key + known[:57]):
+        return None
+    return Content(known[40:56], known[56])
 
 
 def _is_settled(file: _File) -> bool:
