@@ -36,7 +36,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         behind it in the network is dropped.
     pooling, grid, normalize : as in :class:`PretrainedFeatureExtractor`
         How a spatial or token layer becomes the row that the head reads.
-    image_shape, pixel_range, preprocess, image_size, decode, max_pixels : as in :class:`PretrainedFeatureExtractor`
+    image_shape, pixel_range, fourth_band, preprocess, image_size, decode, max_pixels : as in the extractor
         What X is, and how it becomes the network's input. Views of ``augment`` are made from images read in full.
     on_error : {"raise", "nan"}, default="raise"
         An unreadable image raises an error that names its row and file. With ``"nan"`` ``fit`` leaves it out, with one
@@ -151,6 +151,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         normalize: str | None = None,
         image_shape: tuple[int, ...] | None = None,
         pixel_range: str | tuple[float, float] = "auto",
+        fourth_band: str = "alpha",
         preprocess: str | Callable[[Any], Any] | None = "weights",
         image_size: int | None = None,
         decode: str = "exact",
@@ -196,6 +197,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         self.normalize = normalize
         self.image_shape = image_shape
         self.pixel_range = pixel_range
+        self.fourth_band = fourth_band
         self.preprocess = preprocess
         self.image_size = image_size
         self.decode = decode

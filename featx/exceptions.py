@@ -17,7 +17,17 @@ class UnreadableImage(FeatxError, ValueError):
     """One picture that cannot be read, seen from where its place in X is not known.
 
     Its message is the reason alone ("truncated JPEG"); whoever knows the row turns it into an :class:`ImageError`.
+
+    Parameters
+    ----------
+    reason : str
+    advice : str or None, default=None
+        What to do about it, as a sentence, where that is something else than to go without the picture.
     """
+
+    def __init__(self, reason: str, advice: str | None = None) -> None:
+        super().__init__(reason)
+        self.advice = advice
 
 
 class ImageError(FeatxError, ValueError):
@@ -35,10 +45,12 @@ class ImageError(FeatxError, ValueError):
         What is wrong, alone ("truncated JPEG").
     remedy : str or None, default=None
         What to do about it, as a sentence: the end of the message.
+    advice : str or None, default=None
+        What makes this very image readable, where something does; it takes the remedy's place.
 
     Attributes
     ----------
-    problem, row, source, reason
+    problem, row, source, reason, advice
         As given; the problem without its full stop.
     """
 
@@ -50,19 +62,22 @@ class ImageError(FeatxError, ValueError):
         source: str | None = None,
         reason: str | None = None,
         remedy: str | None = None,
+        advice: str | None = None,
     ) -> None:
-        super().__init__(problem if remedy is None else f"{problem} {remedy}")
+        told = advice or remedy
+        super().__init__(problem if told is None else f"{problem} {told}")
         self.problem = problem.removesuffix(".")
         self.row = row
         self.source = source
         self.reason = reason
+        self.advice = advice
 
     @classmethod
-    def at(cls, row: int, source: str | None, reason: str, remedy: str) -> ImageError:
+    def at(cls, row: int, source: str | None, reason: str, remedy: str, advice: str | None = None) -> ImageError:
         """Of one row of X, by its place, its file, what is wrong with it, and what to do about it."""
         where = f"X[{row}]" if source is None else f"X[{row}] ({source!r})"
         problem = f"{where} is not a readable image: {reason}."
-        return cls(problem, row=row, source=source, reason=reason, remedy=remedy)
+        return cls(problem, row=row, source=source, reason=reason, remedy=remedy, advice=advice)
 
 
 class NotFinite(ImageError):
@@ -74,7 +89,7 @@ class NotFinite(ImageError):
     _why: tuple[str, str]
 
     @classmethod
-    def at(cls, row: int, source: str | None, reason: str, remedy: str) -> NotFinite:
+    def of(cls, row: int, source: str | None, reason: str, remedy: str) -> NotFinite:
         """Of one row of X, by its place, its file, the layer with what is wrong there, and what to do about it."""
         where = f"X[{row}]" if source is None else f"X[{row}] ({source!r})"
         problem = f"Finite features are expected, got NaN or infinity of {where} {reason}."
@@ -84,7 +99,7 @@ class NotFinite(ImageError):
 
     def elsewhere(self, row: int, source: str | None) -> NotFinite:
         """The same for another place in X where the same picture stands."""
-        return self.at(row, source, *self._why)
+        return self.of(row, source, *self._why)
 
 
 class LayerError(FeatxError, ValueError):

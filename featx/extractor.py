@@ -78,8 +78,13 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         For a 2-D X with one flattened image a row: (height, width) or (height, width, channels), in pixels, -1 once as
         in numpy. Rows are stretched to the network's input, never cropped.
     pixel_range : "auto" or (low, high), default="auto"
-        Meaning of numbers in arrays (files have their own). ``"auto"`` takes uint8 as 0..255 and floats as 0..1, and
-        raises for anything else; a pair is an affine map onto 0..1, without clipping or error.
+        Meaning of numbers in arrays and in files of more than 8 bits a sample (files of 8 bits have their own).
+        ``"auto"`` takes 8 bits as 0..255, floats as 0..1 and the 16 bits of a file as 0..65535, raises for anything
+        else, and warns where files use less than an eighth of that, as those of cameras with 10 or 12 bits do; a pair,
+        such as ``(0, 4095)``, is an affine map onto 0..1, without clipping or error.
+    fourth_band : {"alpha", "ignore"}, default="alpha"
+        What a fourth band beside three colours is, in files and arrays: ``"alpha"`` lays the picture over white by it;
+        ``"ignore"`` leaves it out, such as near infrared that a TIFF calls alpha.
     preprocess : "weights", str, None or callable, default="weights"
         ``"weights"``: what the weights were trained with; for a path or None that of the network's ``IMAGENET1K_V1``
         (with timm, of its tag or default tag). For a module or callable what the network carries (timm's
@@ -87,7 +92,8 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         it is on this machine; otherwise a warning), and for others torchvision's usual one (short side 256, crop 224,
         ImageNet statistics). Or the full name of other weights (``"ResNet50_Weights.IMAGENET1K_V2"``,
         ``"timm/resnet18.a1_in1k"``); None: X holds ready float tensors; or a callable that gets a PIL image
-        (a float tensor of shape (3, height, width) for a float array) and returns a tensor. Other forms make features
+        (a float tensor of shape (3, height, width), black at 0 and white at 1, for a float array or a file of more than
+        8 bits a sample) and returns a tensor. Other forms make features
         that the network was not trained for.
     image_size : int or None, default=None
         Side in pixels fed to the network; the preset's resize and crop are scaled together. Larger is slower by the
@@ -179,6 +185,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         normalize: str | None = None,
         image_shape: tuple[int, ...] | None = None,
         pixel_range: str | tuple[float, float] = "auto",
+        fourth_band: str = "alpha",
         preprocess: str | Callable[[Any], Any] | None = "weights",
         image_size: int | None = None,
         decode: str = "exact",
@@ -201,6 +208,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         self.normalize = normalize
         self.image_shape = image_shape
         self.pixel_range = pixel_range
+        self.fourth_band = fourth_band
         self.preprocess = preprocess
         self.image_size = image_size
         self.decode = decode
@@ -248,11 +256,12 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         Parameters
         ----------
         X : array-like of n images
-            A list, array, Series or one-column frame of paths, ``bytes`` or PIL images; an array of shape
-            (n, height, width) or (n, height, width, channels) with 1, 3 or 4 channels; a tensor of shape
-            (n, channels, height, width); or, with ``image_shape``, 2-D numbers with one flattened image a row. A Dask
-            array, Series or frame of these gives a Dask collection, of which nothing is computed yet: an array, or a
-            frame after ``set_output(transform="pandas")``.
+            A list, array, Series or one-column frame of paths, ``bytes``, open files, PIL images, or dicts of the form
+            ``{"bytes": ..., "path": ...}`` that Hugging Face's datasets have; an array of shape (n, height, width) or
+            (n, height, width, channels) with 1, 3 or 4 channels; a tensor of shape (n, channels, height, width); or,
+            with ``image_shape``, 2-D numbers with one flattened image a row. A Dask array, Series or frame of these
+            gives a Dask collection, of which nothing is computed yet: an array, or a frame after
+            ``set_output(transform="pandas")``.
 
         Returns
         -------

@@ -42,7 +42,7 @@ _PROBE_C = 0.01
 # Parameters that decide what a fitted network is.
 _DECIDING = (
     *("backbone", "weights", "layers", "pooling", "grid", "normalize", "preprocess", "image_size", "image_shape"),
-    *("pixel_range", "decode", "freeze", "hidden_layer_sizes", "random_state"),
+    *("pixel_range", "fourth_band", "decode", "freeze", "hidden_layer_sizes", "random_state"),
 )
 # Not for strangers: where this machine keeps things, and what opens its doors.
 _OF_THIS_MACHINE = ("cache", "device", "n_jobs", "storage_options", "verbose")
@@ -127,6 +127,7 @@ class TunedEstimator(NetworkEstimator):
                     after_epoch=watch.after_epoch,
                 )
             self._set_fitted(labels, fitted.tensors, fitted.history, shape, goes_on=once and start is not None)
+        items.reading.seen.tell()
 
     @contextmanager
     def _in_words(self, device: str) -> Iterator[None]:
@@ -250,6 +251,7 @@ class TunedEstimator(NetworkEstimator):
         source = self._source(items.take(readable.tolist()), model, self.on_error)
         found = source.outputs(model, network.scores if scores else network.features, self._settings(model))
         check_outputs(found, source.items, model, self.tensors_, precision=self.precision, on_error=self.on_error)
+        items.reading.seen.tell()
         out = np.full((len(items), *found.shape[1:]), np.nan, dtype=np.float32)
         out[readable] = found
         return out

@@ -165,6 +165,17 @@ def test_layout_is_seen_in_the_names_of_folders(
     assert sorted(holding) == sorted((str(tmp_path / part), name) for part, name in expected)
 
 
+def test_each_kind_takes_one_line_whatever_files_are_called(tmp_path: Path) -> None:
+    names = [b"new\nline", b"no \xff text", b'a, "b"']
+    put(*(tmp_path / "a" / os.fsdecode(name + b".jpg") for name in names))
+    shutil.copytree(tmp_path / "a", tmp_path / "new\nclass")
+    kinds = [line.partition(":")[0] for line in run(tmp_path, "-o", tmp_path / "found.csv").stdout.splitlines()]
+    expected = ["6 photos, 2 classes", "Exact copies", "Under several classes", "Fewer than 10 photos", "Written"]
+    assert kinds == expected
+    with open(tmp_path / "found.csv", newline="", encoding="utf-8") as file:
+        assert len([*csv.reader(file)]) == 1 + 3 + 6 + 2
+
+
 def test_folder_without_photos_is_an_error_that_says_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     result = run(tmp_path, code=1)

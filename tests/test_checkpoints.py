@@ -145,10 +145,12 @@ def numbers(tensors: State) -> dict[str, tuple[torch.Size, float]]:
     return {name: (value.shape, value[(0,) * value.ndim].item()) for name, value in tensors.items()}
 
 
+words = st.text("abz_-09 é", min_size=1, max_size=6)
 forms = st.fixed_dictionaries(
     {
-        "prefix": st.sampled_from(PREFIXES),
-        "wrapper": st.sampled_from(WRAPPERS),
+        "prefix": st.sampled_from(PREFIXES)
+        | st.lists(words, max_size=3).map(lambda parts: "".join(f"{p}." for p in parts)),
+        "wrapper": st.sampled_from(WRAPPERS) | st.lists(words | st.integers(0, 9), max_size=3).map(tuple),
         "beside": st.sets(st.sampled_from(sorted(BESIDE))).map(lambda keys: {key: BESIDE[key] for key in keys}),
     }
 )
@@ -231,6 +233,19 @@ def test_names_that_torch_puts_inside_of_a_network_are_left_out() -> None:
     }
     (reading,) = read(state, MICRO)
     assert numbers(reading.tensors) == numbers(numbered(MICRO))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "today", "then"),
+    [("densenet121", r"(layer\d+\.(?:norm|conv))([12]\.)", r"\1.\2"), ("vit_b_16", r"\.mlp\.0\.", ".mlp.linear_1.")],
+)
+def test_old_names_of_torchvision_are_known_in_every_wrapper(backbone: str, today: str, then: str) -> None:
+    state = numbered(backbone)
+    old = {re.sub(today, then, name): value for name, value in state.items()}
+    assert old.keys() != state.keys()
+    with tempfile.TemporaryDirectory() as folder:
+        path = put({"state_dict": {f"module.{name}": value for name, value in old.items()}}, Path(folder) / "w")
+        assert numbers(loaded_by(path, backbone)) == numbers(state)
 
 
 def as_published(state: State) -> State:
@@ -427,6 +442,7 @@ STRANGE: dict[str, tuple[Callable[[Path], object], str]] = {
         r"Git LFS pointer.*git lfs pull",
     ),
     "index of shards": (lambda path: path.write_text('{"weight_map": {}}'), r"is a text file \(JSON\)"),
+    "other JSON": (lambda path: path.write_text('{"ab": [{}]}'), r"is a text file \(JSON\)"),
     "text": (lambda path: path.write_text("not a checkpoint"), r"begins with b'not a ch'"),
     "zip cut short": (cut(torch_bytes(False), 4000), r"is an archive that was cut short"),
     "old file cut short": (cut(torch_bytes(True), 4000), r"damaged or was cut short"),
@@ -487,6 +503,8 @@ def test_folder_and_file_that_is_not_there_say_so(tmp_path: Path) -> None:
             extractor(weights).fit(IMAGES)
     with pytest.raises(WeightsError, match=r"weights='absent', and there is no such file"):
         extractor("absent").fit(IMAGES)
+    with pytest.raises(WeightsError, match=r"got weights='https://host/w\.pth'\. Download it"):
+        extractor("https://host/w.pth").fit(IMAGES)
 
 
 def test_key_that_the_file_does_not_have_is_an_error_that_names_those_it_has(tmp_path: Path) -> None:
@@ -541,6 +559,10 @@ def test_verbose_says_once_how_a_file_was_read(tmp_path: Path, capsys: pytest.Ca
     assert not captured.out
     extractor(put(state, tmp_path / "plain"), verbose=1).transform(IMAGES)
     assert "read tensors" not in capsys.readouterr().err
+    for freeze in ("all", -1, 0):
+        path = put({"model": state}, tmp_path / f"{freeze}.ckpt")
+        FineTuneClassifier(MICRO, weights=path, freeze=freeze, epochs=1, verbose=1).fit(IMAGES, [0, 1, 0])
+        assert capsys.readouterr().err.count(f"{path}: read tensors under 'model'.\n") == 1
 
 
 # The pair as a parameter

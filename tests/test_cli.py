@@ -601,7 +601,18 @@ def test_readmes_commands_and_lines_for_own_photos_run(
     for made in ("report.html", "model.joblib", "labels.csv", "features.parquet", "features/manifest.json"):
         assert (tmp_path / made).exists()
     first, *_ = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    (own,) = re.findall(r"^```py\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    own, splits = re.findall(r"^```py\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     imports = "\n".join(line for line in first.splitlines() if line.startswith("from "))
     exec(compile(f"{imports}\n{own}".replace("cv=5", "cv=3"), "README", "exec"), {})
     assert 0.5 < float(capsys.readouterr().out) <= 1
+    known = {}
+    for split, left in (("train", 0), ("test", 1)):
+        shutil.copytree("photos", f"halves/{split}")
+        for file in Path("halves", split).glob("*/*.jpg"):
+            if int(file.stem) % 2 != left:
+                file.unlink()
+    Path("halves/train/red/00.jpg").write_bytes(b"none")
+    exec(compile(f"{imports}\n{splits}".replace("photos/", "halves/"), "README", "exec"), known)
+    assert known["bad"].sources.tolist() == ["halves/train/red/00.jpg"]
+    assert known["test"].target_names == known["train"].target_names
+    assert len(known["X_train"]) == len(known["y_train"]) == len(known["train"].data) - 1

@@ -39,7 +39,8 @@ class Extraction:
     max_pixels, batch_size, n_jobs, on_error, verbose
         As in PretrainedFeatureExtractor.
     warns : bool, default=True
-        Whether one warning counts the unreadable images, of which the blocks tell in any case.
+        Whether one warning counts the unreadable images, of which the blocks tell in any case, and another tells where
+        values use little of their range.
     """
 
     items: Items
@@ -134,14 +135,16 @@ class Extraction:
 
     @contextmanager
     def _counting(self) -> Iterator[tuple[_Tick, list[ImageError]]]:
-        """The progress bar, and at the end warnings that count images without features."""
+        """The progress bar, and at the end warnings that count images without features, and far too dark ones."""
         errors: list[ImageError] = []
         label = self.recipe.spec.backbone.label
         with tqdm(total=len(self.items), unit="img", desc=label, disable=not self.verbose) as bar:
             yield bar.update, errors
             if self.verbose and "network" in vars(self.recipe):
                 self.recipe.network.tell_note()
-        if self.warns:
-            unread = [error for error in errors if not isinstance(error, NotFinite)]
-            warn_unreadable(unread, len(self.items), _ROWS_OF_NAN, stacklevel=5)
-            warn_not_finite([error for error in errors if isinstance(error, NotFinite)], len(self.items), stacklevel=5)
+        if not self.warns:
+            return
+        self.items.reading.seen.tell()
+        unread = [error for error in errors if not isinstance(error, NotFinite)]
+        warn_unreadable(unread, len(self.items), _ROWS_OF_NAN, stacklevel=5)
+        warn_not_finite([error for error in errors if isinstance(error, NotFinite)], len(self.items), stacklevel=5)

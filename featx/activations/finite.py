@@ -46,7 +46,7 @@ class Doctor:
         """For one item, of which the network saw a tile (None: one without fault) and made no finite part in a slot."""
         reason, remedy = self._why(tile, slot, network)
         where = f"in layer {slot.layer.label!r}: {reason}"
-        return NotFinite.at(items.original_row(row), items[row].source, where, remedy)
+        return NotFinite.of(items.original_row(row), items[row].source, where, remedy)
 
     def _why(self, tile: torch.Tensor | None, slot: Slot, network: Network) -> tuple[str, str]:
         """What makes it so, and what to do."""

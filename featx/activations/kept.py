@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
-import torch
 
 from featx.activations.engine import Block, Computed, Recipe, n_threads, unset_before
 from featx.activations.plan import Slot
@@ -16,8 +15,9 @@ from featx.activations.pooling import GRID_POOLINGS, check_pooling
 from featx.backbones.layers import Architecture, Layer
 from featx.backbones.networks import Network
 from featx.exceptions import ImageError, LayerError, NotFinite
+from featx.images.reading import Content
 from featx.images.sources import Items
-from featx.images.view import ItemsView
+from featx.images.view import WatchedItems
 from featx.store import MOST_ROWS, Column, Session, rows_in_memory
 
 
@@ -121,14 +121,20 @@ class KeptRecipe:
         def choose(network: Network, rows: list[int]) -> Sequence[Slot]:
             return self._to_compute(network, lookup.digests_of(rows))
 
-        # What is kept under a digest must come from the bytes that it was made of.
-        items = _Watched(lookup, self.session.seed)
+        changed: set[int] = set()
+
+        def note(row: int, content: Content) -> None:
+            """What is kept under a digest must come from the bytes that it was made of."""
+            if lookup.items.reading.digest_of(content) != lookup.digests_of([row])[0]:
+                changed.add(row)
+
+        items = WatchedItems(lookup.items, self.session.seed, note)
         computing = self.recipe.compute(
             items, batches(), choose, asked=self.slots, n_jobs=self.n_jobs, on_error=self.on_error
         )
         with closing(computing):
             for computed in computing:
-                self._keep(lookup, computed, items.changed)
+                self._keep(lookup, computed, changed)
                 done.update(lookup.places[[*computed.rows, *computed.errors]].tolist())
                 self.tick(len(computed.rows) + len(computed.errors))
         return done
@@ -188,21 +194,6 @@ def _of_finite_columns(computed: Computed) -> Iterator[tuple[np.ndarray, set[Col
     for pattern in np.unique(finite, axis=0):
         found = {column for column, is_finite in zip(columns, pattern.tolist(), strict=True) if is_finite}
         yield (finite == pattern).all(axis=1), found
-
-
-class _Watched(ItemsView):
-    """The items of a look-up, which notes the rows whose files changed after their digests were made."""
-
-    def __init__(self, lookup: _Lookup, seed: int) -> None:
-        super().__init__(lookup.items)
-        self._lookup, self._seed = lookup, seed
-        self.changed: set[int] = set()
-
-    def load(self, row: int) -> torch.Tensor:
-        pixels, is_same = self._items.load_if(row, self._lookup.digests_of([row])[0], self._seed)
-        if not is_same:
-            self.changed.add(row)
-        return pixels
 
 
 @dataclass

@@ -23,6 +23,7 @@ READER = 1
 
 _HEAD_BYTES = 512
 _DEEPEST = 12  # containers within containers
+_LONGEST_HEADER = 100_000_000  # bytes of JSON, behind their number, that a safetensors file begins with
 _ZIP = b"PK\x03\x04"
 _TORCH_PICKLE = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch.save began with before it wrote archives
 _PICKLES_IN_FRONT = 4  # of the tensors of such a file: the number, a protocol, about the machine, the content
@@ -144,7 +145,7 @@ def _read(path: str) -> Any:
     if head.startswith(_ZIP):
         _check_archive(path)
         return _read_torch(path)
-    if head[8:9] == b"{":  # behind the length of what is told of the tensors
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER:
         return _read_safetensors(path)
     if _TORCH_PICKLE in head:
         return _read_torch(path)

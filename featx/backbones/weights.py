@@ -302,7 +302,9 @@ def _shorten(keys: list[str], most: int = 6) -> str:
 
 
 def _no_such_file(path: str) -> str:
+    if "://" in path:
+        return f"The path of a file of tensors is expected, got weights={path!r}. Download it, and pass where it is."
     return (
         f"The path of an existing file of tensors is expected, got weights={path!r} "
-        f"(looked in {os.path.dirname(os.path.abspath(path))!r}). Check the path."
+        f"(looked in {os.path.dirname(os.path.abspath(path))!r}). Correct the path."
     )

@@ -118,7 +118,7 @@ class Findings:
             ("In several splits", self.in_splits),
         ):
             if groups:
-                example = " and ".join(shown(photo.path) for photo in _different(groups[0])[:2])
+                example = " and ".join(_in_line(photo.path) for photo in _different(groups[0])[:2])
                 yield f"{kind}: {_number(len(groups), 'photo')}, such as {example}"
         if self.left_out:
             yield f"Left out: {told(self.left_out)}"
@@ -168,10 +168,14 @@ def _different(group: Sequence[Photo]) -> list[Photo]:
 
 def _listed(classes: Sequence[Class]) -> str:
     several = len({each.part for each in classes}) > 1
-    words = [shown(os.path.join(each.part, each.name) if several else each.name) for each in classes[:_MOST_TOLD]]
+    words = [_in_line(os.path.join(each.part, each.name) if several else each.name) for each in classes[:_MOST_TOLD]]
     counted = [f"{word} ({each.count})" for word, each in zip(words, classes, strict=False)]
     more = [f"{len(classes) - _MOST_TOLD} more"] * (len(classes) > _MOST_TOLD)
     return ", ".join([*counted, *more])
+
+
+def _in_line(path: str) -> str:
+    return shown(path).replace("\n", "\\n")
 
 
 def _number(n: int, what: str) -> str:

@@ -53,6 +53,24 @@ class Listed(click.ParamType[list[str | int]]):
         return list(dict.fromkeys(map(_number_or_name, parts) if self.numbers else parts))
 
 
+class Limits(click.ParamType[Any]):
+    """Two numbers with a comma between, the lower first; or the word "auto"."""
+
+    name = "LOW,HIGH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read them."""
+        if value == "auto" or isinstance(value, tuple):
+            return value
+        try:
+            low, high = (float(part) for part in str(value).strip("()").split(","))
+        except ValueError:
+            low, high = 0.0, 0.0
+        if not low < high < float("inf"):
+            self.fail(f"Two numbers, the lower first, are expected, such as 0,4095; got {value!r}.", param, ctx)
+        return low, high
+
+
 def _number_or_name(part: str) -> str | int:
     return int(part) if part.removeprefix("-").isascii() and part.removeprefix("-").isdigit() else part
 
@@ -103,24 +121,32 @@ class Reading:
     ----------
     weights : str or None
     image_size : int or None
-    precision, decode : str
+    precision, decode, fourth_band : str
+    pixel_range : "auto" or (float, float)
     """
 
     weights: str | None
     image_size: int | None
     precision: str
     decode: str
+    pixel_range: str | tuple[float, float] = "auto"
+    fourth_band: str = "alpha"
 
     def params(self) -> dict[str, Any]:
         """For an estimator."""
-        return {"image_size": self.image_size, "precision": self.precision, "decode": self.decode}
+        names = ("image_size", "precision", "decode", "pixel_range", "fourth_band")
+        return {name: getattr(self, name) for name in names}
 
     def words(self) -> list[str]:
         """What to type for the same, without what is usual."""
         usual = Reading(None, None, "float32", "exact")
         options = {field.name: getattr(self, field.name) for field in fields(self)}
         given = {name: value for name, value in options.items() if value != getattr(usual, name)}
-        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", _typed(value))]
+
+
+def _typed(value: Any) -> str:
+    return ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
 
 
 def extractor_for(
@@ -235,6 +261,20 @@ _reading = (
         default="exact",
         show_default=True,
         help="fast reads large JPEGs at a smaller scale.",
+    ),
+    click.option(
+        "--pixel-range",
+        type=Limits(),
+        default="auto",
+        show_default=True,
+        help="Values that are black and white in files of more than 8 bits, such as 0,4095 for a camera of 12 bits.",
+    ),
+    click.option(
+        "--fourth-band",
+        type=click.Choice(["alpha", "ignore"]),
+        default="alpha",
+        show_default=True,
+        help="Whether a fourth band beside three colours is transparency, or something else, to be left out.",
     ),
 )
 

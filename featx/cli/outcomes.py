@@ -23,10 +23,12 @@ _INTERRUPTED = 130
 # Errors whose message says all; of others the kind helps too.
 _PLAIN = (FeatxError, ValueError, OSError)
 _PARAMETER = re.compile(
-    r"\b(backbone|weights|layers|pooling|image_size|precision|decode|freeze|epochs|device|batch_size|n_jobs)=(?=\S)"
+    r"\b(backbone|weights|layers|pooling|image_size|precision|decode|freeze|epochs|device|batch_size|n_jobs|pixel_range"
+    r"|fourth_band)=(?=\S)"
 )
-# A file and a key of its content, as the library writes them.
-_PAIR = re.compile(r"\bweights=(\(('[^']*'|\"[^\"]*\"), ('[^']*'|\"[^\"]*\")\))")
+# A file and a key of its content, and a range of values, as the library writes them.
+_FILE_AND_KEY = re.compile(r"\bweights=(\(('[^']*'|\"[^\"]*\"), ('[^']*'|\"[^\"]*\")\))")
+_RANGE = re.compile(r"(?<=--pixel-range )\(([^\s,()]+), ([^\s,()]+)\)")
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,12 @@ class Console:
 
 def broken_of(errors: Iterable[ImageError], paths: Sequence[str]) -> list[Broken]:
     """The library's errors of unreadable images as broken photos."""
-    return [Broken(paths[error.row], error.reason or str(error)) for error in errors if error.row is not None]
+    return [Broken(paths[error.row], _reason(error)) for error in errors if error.row is not None]
+
+
+def _reason(error: ImageError) -> str:
+    reason = error.reason or str(error)
+    return reason if error.advice is None else f"{reason}. {_with_options(error.advice)}"
 
 
 def shown(path: str) -> str:
@@ -228,8 +235,9 @@ def _interrupted() -> str:
 
 def _with_options(message: str) -> str:
     """The library's words for parameters as options that can be typed."""
-    message = _PAIR.sub(lambda found: f"--weights {shlex.quote('#'.join(ast.literal_eval(found[1])))}", message)
-    return _PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')} ", message)
+    message = _FILE_AND_KEY.sub(lambda found: f"--weights {shlex.quote('#'.join(ast.literal_eval(found[1])))}", message)
+    message = _PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')} ", message)
+    return _RANGE.sub(r"\1,\2", message)
 
 
 def one_line(error: BaseException) -> str:
@@ -238,4 +246,4 @@ def one_line(error: BaseException) -> str:
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
-    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+    click.echo(f"Warning: {_with_options(' '.join(str(message).split()))}", err=True)

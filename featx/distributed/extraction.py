@@ -22,6 +22,7 @@ from featx.distributed.shards import Manifest, Shard, check_no_others, is_shard
 from featx.distributed.work import Done, Shape, compute_shard, recipe_of, shape_of_images
 from featx.exceptions import FeatxError
 from featx.extractor import PretrainedFeatureExtractor
+from featx.images.reading import Seen
 from featx.images.remote import is_url
 from featx.images.walk import LeftOut, left_out_of
 
@@ -138,7 +139,7 @@ def extract(
     missing = [shard for shard in shards if shard.name not in there]
     tasks = _Tasks(worker, paths, folder, manifest.recipe, shape)
     computing = tasks.here(missing) if client is None else tasks.on(client, missing)
-    n_errors = 0
+    n_errors, seen = 0, Seen()
     with (
         tqdm(total=len(paths), unit="img", disable=not extractor.verbose) as bar,
         closing(computing),
@@ -146,7 +147,9 @@ def extract(
         bar.update(len(paths) - sum(shard.stop - shard.start for shard in missing))
         for done in computing:
             n_errors += done.n_errors
+            seen.add(done.spans)
             bar.update(done.n_items)
+    seen.tell()
     names = set(filter(is_shard, folder.sizes()))
     check_no_others(names, shards, folder)
     if lost := {shard.name for shard in shards} - names:

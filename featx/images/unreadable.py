@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from featx import threads
 from featx.exceptions import ImageError
-from featx.images.items import PixelRange
+from featx.images.reading import PixelRange
 from featx.images.sources import MAX_PIXELS, Items, as_items
 
 T = TypeVar("T")

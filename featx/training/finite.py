@@ -60,7 +60,7 @@ def check_outputs(
         error = _pretrained(items, first, model, precision)
     else:
         why = "in the tuned network: what training has changed holds NaN or infinity"
-        error = NotFinite.at(items.original_row(first), items[first].source, why, "Lower learning_rate and fit anew.")
+        error = NotFinite.of(items.original_row(first), items[first].source, why, "Lower learning_rate and fit anew.")
     if on_error == "raise":
         raise error
     rows[wrong] = np.nan

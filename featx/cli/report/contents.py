@@ -175,7 +175,7 @@ def code_of(found: Found) -> str:
     """Python that makes the best choice's model and finds its accuracy again."""
     best = found.best
     extractor = found.extractors[best.backbone].set_params(layers=best.layer, pooling=best.pooling)
-    names = ("weights", "layers", "pooling", "image_size", "precision", "decode")
+    names = ("weights", "layers", "pooling", "image_size", "precision", "decode", "pixel_range", "fourth_band")
     usual = type(extractor)().get_params()
     params = {name: getattr(extractor, name) for name in names if getattr(extractor, name) != usual[name]}
     if file := path_in(address := plain_address(params.get("weights"))):
