@@ -222,6 +222,8 @@ def test_commands_say_what_is_wrong_with_the_weights_and_end_with_1(command: str
     assert "poisoned.safetensors' hold NaN or infinity" in result.stderr
     assert "could not be read" not in result.stderr
     assert "None of 8 photos could" not in result.stderr
+    # One reason is told once, and not for every photo.
+    assert result.stderr.count("hold NaN or infinity") <= 2, result.stderr
 
 
 def test_predict_says_what_is_wrong_with_weights_that_have_changed(poisoned: str, photos: Path) -> None:

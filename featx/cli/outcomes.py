@@ -115,13 +115,19 @@ class Console:
             self.note(f"Left out: {told(left_out)}.")
 
     def list_broken(self) -> None:
-        """Print the photos that could not be read, to stderr."""
-        for was_read, words in ((False, "could not be read"), (True, "could be read but not used")):
-            found = [photo for photo in self.broken if photo.was_read is was_read]
-            if found:
-                click.echo(f"{len(found)} photo{'s' * (len(found) > 1)} {words}:", err=True)
-            for photo in found:
-                click.echo(f"  {shown(photo.path)}: {_with_options(photo.reason)}", err=True)
+        """Print the photos that could not be read, and why others that could be are not used, to stderr."""
+        unread = [photo for photo in self.broken if not photo.was_read]
+        if unread:
+            click.echo(f"{len(unread)} photo{'s' * (len(unread) > 1)} could not be read:", err=True)
+        for photo in unread:
+            click.echo(f"  {shown(photo.path)}: {_with_options(photo.reason)}", err=True)
+        unused: dict[str, list[str]] = {}
+        for photo in self.broken:
+            if photo.was_read:
+                unused.setdefault(photo.reason, []).append(shown(photo.path))
+        for reason, paths in unused.items():
+            others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+            click.echo(f"{paths[0]}{others} could be read but not used: {_with_options(reason)}", err=True)
 
     def finish(self, result: dict[str, Any], n_photos: int | None = None) -> None:
         """List the broken photos, and print the result as JSON where that is asked for."""
