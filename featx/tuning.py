@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from sklearn.base import clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted
-from tqdm.auto import tqdm
 
 from featx.backbones.addresses import plain_address
 from featx.base import NetworkEstimator
+from featx.epochs import EpochWatch
 from featx.exceptions import OutOfMemory
 from featx.images.sources import Items
 from featx.locks import ForkSafeLock
@@ -116,7 +115,7 @@ class TunedEstimator(NetworkEstimator):
             return source.take(rows), labels.targets(rows, self.class_weight, weights)
 
         shape = model.architecture.shape
-        with _Watch(self, labels, recipe.settings.epochs, shape, *given) as watch:
+        with EpochWatch(self, labels, recipe.settings.epochs, shape, *given) as watch:
             with self._in_words(model.device), torch.inference_mode(False), torch.enable_grad():
                 fitted = fit(
                     model,
@@ -423,43 +422,3 @@ class TunedEstimator(NetworkEstimator):
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         return state | {"_runtime": {}} if "_runtime" in state else state
-
-
-class _Watch:
-    """Tells scikit-learn's callbacks of every epoch, and shows them in a progress bar."""
-
-    def __init__(
-        self, estimator: TunedEstimator, labels: Labels, epochs: int, shape: tuple[int, int, int], X: Any, y: Any
-    ) -> None:
-        self._estimator, self._labels, self._shape, self._given = estimator, labels, shape, {"X": X, "y": y}
-        self._context = estimator._init_callback_context(max_subtasks=epochs)
-        self._bar = tqdm(total=epochs, unit="epoch", desc="epochs", disable=not estimator.verbose)
-
-    def __enter__(self) -> _Watch:
-        self._context.call_on_fit_task_begin(estimator=self._estimator, **self._given)
-        self._begin()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._bar.close()
-        if kind is None:
-            self._context.call_on_fit_task_end(estimator=self._estimator, **self._given, reconstruction_attributes=dict)
-
-    def after_epoch(self, history: History, tensors: Callable[[], Tensors]) -> bool:
-        def fitted() -> dict[str, Any]:
-            done = clone(self._estimator)
-            done._set_fitted(self._labels, tensors(), history, self._shape, goes_on=False)
-            return {name: value for name, value in vars(done).items() if name not in done.get_params(deep=False)}
-
-        self._bar.set_postfix(loss=history.columns["loss"][-1])
-        self._bar.update()
-        stop = self._epoch.call_on_fit_task_end(
-            estimator=self._estimator, **self._given, reconstruction_attributes=fitted
-        )
-        if not stop and history.n_epochs < self._bar.total:
-            self._begin()
-        return bool(stop)
-
-    def _begin(self) -> None:
-        self._epoch = self._context.subcontext(task_name="epoch")
-        self._epoch.call_on_fit_task_begin(estimator=self._estimator, **self._given)

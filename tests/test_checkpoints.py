@@ -410,8 +410,8 @@ def script(path: Path) -> None:
         torch.jit.script(nn.Linear(2, 2)).save(str(path))
 
 
-def cut(content: bytes, at: int) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(content[:at]) and None
+def cut(make: Callable[[], bytes], at: int) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(make()[:at]) and None
 
 
 def of(content: object, **how: object) -> Callable[[Path], None]:
@@ -444,9 +444,12 @@ STRANGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "index of shards": (lambda path: path.write_text('{"weight_map": {}}'), r"is a text file \(JSON\)"),
     "other JSON": (lambda path: path.write_text('{"ab": [{}]}'), r"is a text file \(JSON\)"),
     "text": (lambda path: path.write_text("not a checkpoint"), r"begins with b'not a ch'"),
-    "zip cut short": (cut(torch_bytes(False), 4000), r"is an archive that was cut short"),
-    "old file cut short": (cut(torch_bytes(True), 4000), r"damaged or was cut short"),
-    "safetensors cut short": (cut(save(state_of(MICRO)), 9000), r"safetensors file that is damaged or was cut short"),
+    "zip cut short": (cut(lambda: torch_bytes(False), 4000), r"is an archive that was cut short"),
+    "old file cut short": (cut(lambda: torch_bytes(True), 4000), r"damaged or was cut short"),
+    "safetensors cut short": (
+        cut(lambda: save(state_of(MICRO)), 9000),
+        r"safetensors file that is damaged or was cut short",
+    ),
     "compressed": (lambda path: joblib.dump(0, path, compress=("gzip", 3)), r"is compressed \(gzip\)"),
     "archive": (lambda path: path.write_bytes(np_bytes()), r"is a NumPy archive"),
     "another pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), r"pickle that torch\.save did not write"),
