@@ -72,6 +72,12 @@ class ImageError(FeatxError, ValueError):
         self.reason = reason
         self.advice = advice
 
+    @property
+    def explanation(self) -> str:
+        """The reason, and what makes this very image readable, where something does."""
+        reason = self.reason or self.problem
+        return reason if self.advice is None else f"{reason}. {self.advice}"
+
     @classmethod
     def at(cls, row: int, source: str | None, reason: str, remedy: str, advice: str | None = None) -> ImageError:
         """Of one row of X, by its place, its file, what is wrong with it, and what to do about it."""

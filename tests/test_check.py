@@ -95,6 +95,22 @@ def test_photos_are_decoded_in_full_where_their_bytes_are_there(tmp_path: Path) 
     assert "cut 0.jpg: truncated JPEG" in result.stderr
 
 
+def test_photos_are_read_as_other_commands_read_them(tmp_path: Path) -> None:
+    for i in range(2):
+        (tmp_path / f"{i}.tif").write_bytes(encode(RNG.random((12, 12), dtype=np.float32) * 7, "TIFF"))
+    assert "Unreadable: 2" in run(tmp_path).stdout
+    assert "Nothing is wrong." in run(tmp_path, "--pixel-range", "0,7", "--strict").stdout
+
+
+@pytest.mark.filterwarnings("always:.*more than 8 bits")
+def test_photos_far_too_dark_are_told(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(encode(RNG.integers(0, 4096, (12, 12), dtype=np.uint16), "PNG"))
+    told = run(tmp_path).stderr
+    assert told.startswith("Warning: The images with more than 8 bits have values")
+    assert "--pixel-range 0,4095" in told
+    assert not run(tmp_path, "--pixel-range", "0,4095").stderr
+
+
 def test_nothing_is_changed_and_nothing_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEATX_CACHE", str(tmp_path / "cache"))
     fill(tmp_path / "photos")

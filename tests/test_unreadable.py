@@ -95,6 +95,8 @@ def test_parameters_mean_what_they_mean_to_the_extractor(photos: list[str]) -> N
     for X, parameters, expected in (
         (photos, {"max_pixels": 1000}, [0, 2, 3, 4, 5, 6, 7]),
         ([np.full((4, 4, 3), 7, dtype="int32"), None], {"pixel_range": (0, 9)}, [1]),
+        ([np.dstack([photo() / 255, np.full(photo().shape[:2], 9.0)])] * 2, {"fourth_band": "ignore"}, []),
+        ([np.dstack([photo() / 255, np.full(photo().shape[:2], 9.0)])] * 2, {"fourth_band": "alpha"}, [0, 1]),
         (ready * 3, {"preprocess": None}, [1]),
         (rows, {"image_shape": (4, 4)}, [2]),
         (pd.DataFrame(rows), {"image_shape": (4, 4)}, [2]),
@@ -164,6 +166,17 @@ def test_warning_of_rows_of_nan_gives_two_ways_on(photos: list[str]) -> None:
     make_pipeline(lenient, LogisticRegression()).fit(np.delete(photos, bad.rows), np.delete(Y, bad.rows))
     with pytest.warns(UserWarning, match="3 of 8"):
         make_pipeline(lenient, SimpleImputer(), LogisticRegression()).fit(photos, Y)
+
+
+def test_what_makes_an_image_readable_is_told_and_helps() -> None:
+    X = [photo() / 1.0, photo() / 2]
+    lenient = clone(MICRO).set_params(on_error="nan")
+    with pytest.warns(UserWarning, match=r"^2 of 2 .*outside 0\.\.1\. .*pixel_range=\(low, high\)"):
+        lenient.transform(X)
+    bad = find_unreadable(X)
+    assert all("outside 0..1. " in reason and "pixel_range=(low, high)" in reason for reason in bad.reasons)
+    assert not len(find_unreadable(X, pixel_range=(0, 255)).rows)
+    assert np.isfinite(lenient.set_params(pixel_range=(0, 255)).transform(X)).all()
 
 
 @pytest.mark.parametrize("freeze", ["all", 0])

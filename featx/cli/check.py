@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -12,13 +11,14 @@ from tqdm.auto import tqdm
 
 from featx.cli.files import OutputFile, write_csv
 from featx.cli.findings import Findings, Photo
-from featx.cli.options import example, n_jobs_option, with_console
+from featx.cli.options import example, fourth_band_option, n_jobs_option, pixel_range_option, with_console
 from featx.cli.outcomes import Console, broken_of
 from featx.cli.photos import closed_folders
 from featx.exceptions import ImageError
-from featx.images import as_items
+from featx.images import Items, as_items
 from featx.images.formats import choose
 from featx.images.parts import list_parts, photos_of
+from featx.images.reading import PixelRange
 from featx.images.walk import left_out_of, told
 
 # Two for each of the five folds that featx fit makes.
@@ -45,9 +45,19 @@ _strict = click.option("--strict", is_flag=True, help="Exit code 1 where anythin
     type=OutputFile(".csv"),
     help="CSV file to write, with path, problem and detail of each photo with which something is wrong.",
 )
+@pixel_range_option
+@fourth_band_option
 @n_jobs_option
 @functools.partial(with_console, strict=_strict)
-def check(folders: tuple[str, ...], fewest: int, output: Path | None, n_jobs: int | None, console: Console) -> int:
+def check(
+    folders: tuple[str, ...],
+    fewest: int,
+    output: Path | None,
+    pixel_range: PixelRange,
+    fourth_band: str,
+    n_jobs: int | None,
+    console: Console,
+) -> int:
     """Read all photos in FOLDERS in full, and say what is wrong with them; change nothing.
 
     A folder holds one subfolder per class, or splits (train, val, test, ...) that do, or photos alone; several folders
@@ -64,7 +74,8 @@ def check(folders: tuple[str, ...], fewest: int, output: Path | None, n_jobs: in
         raise click.ClickException(
             f"{' '.join(folders)} holds no pictures{f', but: {told(left_out)}' if left_out else ''}."
         )
-    digests = _digests([path for path, *_ in photos], n_jobs, console)
+    items = as_items([path for path, *_ in photos], pixel_range=pixel_range, fourth_band=fourth_band)
+    digests = _digests(items, n_jobs, console)
     console.left_out += left_out
     console.broken += closed_folders(error for listing in listings for error in listing.closed)
     findings = Findings(
@@ -83,20 +94,20 @@ def check(folders: tuple[str, ...], fewest: int, output: Path | None, n_jobs: in
     return int(console.strict and findings.n_problems > 0)
 
 
-def _digests(paths: Sequence[str], n_jobs: int | None, console: Console) -> list[bytes | None]:
+def _digests(items: Items, n_jobs: int | None, console: Console) -> list[bytes | None]:
     """What stands for the content of each photo, None where it cannot be read in full, which the console is told of."""
     from featx.images.unreadable import looked_at, threads_for
-
-    items = as_items([*paths])
 
     def look(row: int) -> bytes:
         items.load(row)
         return items.digest(row)
 
     with (
-        tqdm(total=len(paths), unit="img", desc="reading", disable=not console.verbose) as bar,
-        closing(looked_at(len(paths), look, threads_for(n_jobs), bar.update)) as seen,
+        tqdm(total=len(items), unit="img", desc="reading", disable=not console.verbose) as bar,
+        closing(looked_at(len(items), look, threads_for(n_jobs), bar.update)) as seen,
     ):
         found = [*seen]
+    items.reading.seen.tell()
+    paths = [path or "" for path in items.iter_paths()]
     console.broken += broken_of((each for each in found if isinstance(each, ImageError)), paths)
     return [None if isinstance(each, ImageError) else each for each in found]

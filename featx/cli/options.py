@@ -236,6 +236,20 @@ _machine = (
     ),
     n_jobs_option,
 )
+pixel_range_option = click.option(
+    "--pixel-range",
+    type=Limits(),
+    default="auto",
+    show_default=True,
+    help="Values that are black and white in files of more than 8 bits, such as 0,4095 for a camera of 12 bits.",
+)
+fourth_band_option = click.option(
+    "--fourth-band",
+    type=click.Choice(["alpha", "ignore"]),
+    default="alpha",
+    show_default=True,
+    help="Whether a fourth band beside three colours is transparency, or something else, to be left out.",
+)
 _reading = (
     click.option(
         "--weights",
@@ -262,20 +276,8 @@ _reading = (
         show_default=True,
         help="fast reads large JPEGs at a smaller scale.",
     ),
-    click.option(
-        "--pixel-range",
-        type=Limits(),
-        default="auto",
-        show_default=True,
-        help="Values that are black and white in files of more than 8 bits, such as 0,4095 for a camera of 12 bits.",
-    ),
-    click.option(
-        "--fourth-band",
-        type=click.Choice(["alpha", "ignore"]),
-        default="alpha",
-        show_default=True,
-        help="Whether a fourth band beside three colours is transparency, or something else, to be left out.",
-    ),
+    pixel_range_option,
+    fourth_band_option,
 )
 
 backbone_option = click.option(

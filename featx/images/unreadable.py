@@ -31,6 +31,7 @@ _TASK_SIZE, _TASKS_AHEAD = 8, 4
     {
         "image_shape": [tuple, list, None],
         "pixel_range": [StrOptions({"auto"}), tuple, list],
+        "fourth_band": [StrOptions({"alpha", "ignore"})],
         "preprocess": [str, callable, None],
         "max_pixels": [Interval(Integral, 1, None, closed="left")],
         "storage_options": [dict, None],
@@ -44,6 +45,7 @@ def find_unreadable(
     *,
     image_shape: tuple[int, ...] | None = None,
     pixel_range: PixelRange = "auto",
+    fourth_band: str = "alpha",
     preprocess: Any = "weights",
     max_pixels: int = MAX_PIXELS,
     storage_options: Mapping[str, Any] | None = None,
@@ -59,7 +61,7 @@ def find_unreadable(
     ----------
     X : array-like of n images
         As in :meth:`PretrainedFeatureExtractor.transform`.
-    image_shape, pixel_range, max_pixels, storage_options : as in :class:`PretrainedFeatureExtractor`
+    image_shape, pixel_range, fourth_band, max_pixels, storage_options : as in :class:`PretrainedFeatureExtractor`
         What X is, and what is allowed.
     preprocess : str, None or callable, default="weights"
         As in :class:`PretrainedFeatureExtractor`. Only matters where it is None: X then holds ready tensors.
@@ -75,7 +77,8 @@ def find_unreadable(
 
         - ``rows``: ndarray of shape (n_unreadable,), int, positions in X, ascending;
         - ``sources``: ndarray of shape (n_unreadable,), dtype object, the files as str, None for pixels in memory;
-        - ``reasons``: ndarray of shape (n_unreadable,), dtype object, what is wrong as str, such as "truncated JPEG".
+        - ``reasons``: ndarray of shape (n_unreadable,), dtype object, what is wrong as str, such as "truncated JPEG",
+          and what makes the image readable, where something does.
 
     Raises
     ------
@@ -105,6 +108,8 @@ def find_unreadable(
         X,
         image_shape=image_shape,
         pixel_range=pixel_range,
+        fourth_band=fourth_band,
+        full_depth=callable(preprocess),
         max_pixels=max_pixels,
         raw=preprocess is None,
         storage_options=storage_options,
@@ -114,7 +119,7 @@ def find_unreadable(
     return Bunch(
         rows=np.array([*errors], dtype=int),
         sources=np.array([error.source for error in errors.values()], dtype=object),
-        reasons=np.array([error.reason for error in errors.values()], dtype=object),
+        reasons=np.array([error.explanation for error in errors.values()], dtype=object),
     )
 
 
@@ -186,7 +191,8 @@ def warn_unreadable(errors: Sequence[ImageError], n_images: int, consequence: st
     """
     if errors:
         count = f"{len(errors)} of {n_images} images could not be read{consequence}"
-        warnings.warn(f"{count} The first: {errors[0].problem}.", UserWarning, stacklevel=stacklevel + 1)
+        advice = f" {errors[0].advice}" if errors[0].advice else ""
+        warnings.warn(f"{count} The first: {errors[0].problem}.{advice}", UserWarning, stacklevel=stacklevel + 1)
 
 
 def threads_for(n_jobs: int | None) -> int:
