@@ -68,6 +68,7 @@ class Console:
     strict: bool = False
     broken: list[Broken] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    _n_listed: int = 0
 
     @property
     def verbose(self) -> int:
@@ -115,14 +116,15 @@ class Console:
             self.note(f"Left out: {told(left_out)}.")
 
     def list_broken(self) -> None:
-        """Print the photos that could not be read, and why others that could be are not used, to stderr."""
-        unread = [photo for photo in self.broken if not photo.was_read]
+        """Print to stderr, each once, the photos that could not be read, and why others are not used."""
+        broken, self._n_listed = self.broken[self._n_listed :], len(self.broken)
+        unread = [photo for photo in broken if not photo.was_read]
         if unread:
             click.echo(f"{len(unread)} photo{'s' * (len(unread) > 1)} could not be read:", err=True)
         for photo in unread:
             click.echo(f"  {shown(photo.path)}: {_with_options(photo.reason)}", err=True)
         unused: dict[str, list[str]] = {}
-        for photo in self.broken:
+        for photo in broken:
             if photo.was_read:
                 unused.setdefault(photo.reason, []).append(shown(photo.path))
         for reason, paths in unused.items():
