@@ -15,7 +15,9 @@ from sklearn.utils.validation import validate_data
 
 from featx.exceptions import REMOVE_IT
 from featx.images.sources import Items, as_items
+from featx.pickling import PortablePickles
 from featx.store import FeatureStore, resolve_store
+from featx.threads import ForkSafeMethods, one_thread_after_fork
 
 if TYPE_CHECKING:
     from featx.activations.extraction import Extraction
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from featx.images.preprocessing import Preprocessing
 
 
-class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
+class NetworkEstimator(ForkSafeMethods, PortablePickles, CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
     """An estimator on images and a pretrained network."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -116,6 +118,7 @@ class NetworkEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[mis
         preset = spec.preset if self.preprocess == "weights" else preset_named(self.preprocess)
         return preset.scaled(self.image_size)
 
+    @one_thread_after_fork()
     def _architecture(
         self, spec: NetworkSpec, items: Items | None = None, shape: tuple[int, int, int] | None = None
     ) -> Architecture:

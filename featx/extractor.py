@@ -45,7 +45,10 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         without arguments that returns a module (cheap to clone and pickle; called once per process, so it must return
         the same network every time); or a module (copied by ``clone`` and by pickling, and copied again by each
         ``transform``, so that the one passed in is never touched). Forward hooks of a module belong to it and run.
-        The stages of timm's networks are those of timm's ``feature_info``, the last for each reduction.
+        The stages of timm's networks are those of timm's ``feature_info``, the last for each reduction. A module makes
+        every pickle as large as it is, takes the estimator out of reach of skops, and lets scikit-learn's
+        ``Pipeline(memory=)`` write it anew with each call and find nothing again; with a name or callable none of it
+        is so, and ``cache`` keeps features in any case.
     weights : str, path, (path, str) or None, default="DEFAULT"
         Name of published weights (``"DEFAULT"``, ``"IMAGENET1K_V1"``; for timm a tag such as ``"a1_in1k"``), fetched
         once and kept by torch, or for timm by the Hugging Face hub; the path of a file of tensors; or None for a random
@@ -124,7 +127,10 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         Images decoded and computed together; on a CPU they pass through the network in smaller pieces where that is
         faster. Changes speed and memory, never a result.
     n_jobs : int or None, default=None
-        Decoding threads; None means as many as torch uses, -1 all cores. Changes speed, never a result.
+        Decoding threads; None means as many as torch uses, -1 all cores. Changes speed, never a result. In a child
+        that was forked when torch was loaded (a server that loads before it forks, joblib's ``multiprocessing``
+        backend) featx computes on one thread, since torch's others do not survive a fork; load featx after the fork,
+        or spawn, for more.
     cache : None, True, str, path or FeatureStore, default=None
         Where features are kept, so that an image passes through the network once, however often and by however many
         processes it is asked for. True means the user's cache folder (or ``$FEATX_CACHE``), a path a folder on a local

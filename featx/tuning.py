@@ -21,6 +21,7 @@ from featx.epochs import EpochWatch
 from featx.exceptions import OutOfMemory
 from featx.images.sources import Items
 from featx.locks import ForkSafeLock
+from featx.pickling import portable
 
 if TYPE_CHECKING:
     from featx.activations.extraction import Extraction
@@ -419,6 +420,22 @@ class TunedEstimator(NetworkEstimator):
             loaded.feature_names_in_ = np.asarray(names, dtype=object)
         return loaded
 
+    def _state(self) -> dict[str, Any]:
+        state = super()._state()
+        return state | {"_runtime": {}} if "_runtime" in state else state
+
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        return state | {"_runtime": {}} if "_runtime" in state else state
+        if "tensors_" not in state:
+            return state
+        from featx.training.sharing import as_arrays
+
+        made_with = {name: portable(name, value) for name, value in state["_made_with"].items()}
+        return state | {"_runtime": {}, "_made_with": made_with, "tensors_": as_arrays(state["tensors_"])}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if hasattr(self, "tensors_"):
+            from featx.training.sharing import as_tensors
+
+            self.tensors_ = as_tensors(self.tensors_)

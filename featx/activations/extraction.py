@@ -19,6 +19,7 @@ from featx.exceptions import ImageError, NotFinite
 from featx.images.sources import Items
 from featx.images.unreadable import warn_unreadable
 from featx.store import FeatureStore, Session, warn_once
+from featx.threads import one_thread_after_fork, step_by_step
 
 _Tick = Callable[[int], object]
 _ROWS_OF_NAN = (
@@ -59,6 +60,7 @@ class Extraction:
             warn_once(self.store, f"Features are not kept in {self.store}: {reason}.")
         return replace(self, store=None)
 
+    @step_by_step
     def iter_blocks(self, most_rows: int = 4096) -> Generator[Block]:
         """Yield the features in order, in blocks of at most ``most_rows`` (and of a batch where there is no store)."""
         with self._counting() as (tick, errors):
@@ -81,6 +83,7 @@ class Extraction:
                 for start in range(0, len(block.rows), self.batch_size):
                     yield block.rows[start : start + self.batch_size]
 
+    @one_thread_after_fork()
     def warm(self, layers: Iterable[Any] | None) -> list[ImageError]:
         """Compute what the store does not know yet of the plan's and some more layers; errors of unreadable images.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from featx.threads import one_thread_after_fork
+
 if TYPE_CHECKING:
     from featx.backbones.layers import Architecture
 
@@ -44,6 +46,7 @@ def names_of(architecture: Architecture, kind: str) -> list[str]:
     return list({"stages": architecture.stages, "blocks": architecture.blocks, "modules": architecture.names}[kind])
 
 
+@one_thread_after_fork()
 def architecture_of(backbone: object, image_size: int | None = None) -> Architecture:
     """What can be read from a backbone; fetches no weights."""
     from featx.backbones.catalogue import resolve_backbone

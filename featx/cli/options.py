@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, TypeVar
 
 import click
@@ -15,13 +18,17 @@ from click.core import ParameterSource
 
 from featx.backbones.addresses import Address
 from featx.cli.outcomes import Console
+from featx.exceptions import StoreWarning
 from featx.extractor import PretrainedFeatureExtractor
-from featx.store import FeatureStore, resolve_store
+from featx.store import FeatureStore, resolve_store, why_unusable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: Poolings of which one pass over the photos keeps all.
 KEPT_POOLINGS = ("avg", "max", "gem")
+# Where to keep what lasts as long as a command: where the system says ($TMPDIR), which may be a network disk or
+# read-only, as in many containers.
+_PASSING = (None, "/tmp", "/var/tmp", "/dev/shm")
 
 
 class Listed(click.ParamType[list[str | int]]):
@@ -95,22 +102,59 @@ class Machine:
     def params(self, console: Console) -> dict[str, Any]:
         """For an estimator."""
         return {
-            "cache": True if self.cache else None,
+            "cache": None if self.kept is None else True,
             "device": self.device,
             "batch_size": self.batch_size,
             "n_jobs": self.n_jobs,
             "verbose": console.verbose,
         }
 
+    @cached_property
+    def kept(self) -> FeatureStore | None:
+        """The user's feature store; None where it is not to be used or cannot be, which a warning tells once."""
+        if not self.cache:
+            return None
+        store = resolve_store(True)
+        assert store is not None
+        if reason := why_unusable(store):
+            warnings.warn(
+                f"Features are not kept for later commands: {reason}. Set FEATX_CACHE to a folder on a local disk, or "
+                "type --no-cache.",
+                StoreWarning,
+                stacklevel=2,
+            )
+            return None
+        return store
+
     @contextmanager
     def store(self) -> Iterator[FeatureStore]:
         """The user's feature store, or one that lasts as long as the command: a photo passes a network once anyhow."""
-        store = resolve_store(True)
-        if self.cache and store is not None:
-            yield store
+        if self.kept is not None:
+            yield self.kept
             return
-        with tempfile.TemporaryDirectory(prefix="featx-") as folder:
+        with _passing_folder() as folder:
             yield FeatureStore(folder)
+
+
+@contextmanager
+def _passing_folder() -> Iterator[str]:
+    """A folder that is gone afterwards."""
+    folder = _made_on_local_disk()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _made_on_local_disk() -> str:
+    """A new folder where a store can lie; where there is none, one that cannot be made, of which the store tells."""
+    for parent in _PASSING:
+        with suppress(OSError):
+            folder = tempfile.mkdtemp(prefix="featx-", dir=parent)
+            if why_unusable(FeatureStore(folder)) is None:
+                return folder
+            shutil.rmtree(folder, ignore_errors=True)
+    return os.path.join(os.devnull, "featx")
 
 
 @dataclass(frozen=True)

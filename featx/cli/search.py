@@ -115,7 +115,7 @@ def search(
             class_folders=classes,
             command=click.get_current_context().obj or ["search"],
             next_command=fit,
-            cached=machine.cache,
+            cached=machine.kept is not None,
             paths=paths,
             y=y,
             broken=tuple(console.broken),

@@ -11,6 +11,7 @@ from sklearn.utils._param_validation import Interval, StrOptions, validate_param
 from featx.exceptions import LayerError
 from featx.plots.display import PLAIN, Display, check_matplotlib
 from featx.plots.pictures import as_picture, extractor_of, only
+from featx.threads import one_thread_after_fork
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,6 +58,7 @@ class ActivationMapDisplay(Display):
         self.title = title
 
     @classmethod
+    @one_thread_after_fork()
     @validate_params(  # type: ignore[untyped-decorator]
         {
             "layer": [str, Integral],

@@ -10,6 +10,7 @@ from PIL import Image
 from featx.base import NetworkEstimator
 from featx.exceptions import ImageError
 from featx.images.sources import Items, as_items
+from featx.threads import one_thread_after_fork
 
 if TYPE_CHECKING:
     import torch
@@ -123,6 +124,7 @@ def as_picture(pixels: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(values)
 
 
+@one_thread_after_fork()
 def thumbnail(items: Items, row: int) -> np.ndarray:
     """One of the items, upright and in colour, (height, width, 3) uint8; its longer side is THUMBNAIL at most."""
     picture = Image.fromarray(as_picture(items.load(row)))

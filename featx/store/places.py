@@ -19,15 +19,63 @@ _NETWORK = (
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
+class NoPlace(StoreError):
+    """No store can lie in a folder.
+
+    Parameters
+    ----------
+    message : str
+        As of every error.
+    reason : str
+        Why, alone, for whoever knows what else to do about it.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class OnNetwork(NoPlace):
+    """The folder lies on a network file system."""
+
+
 def default_folder() -> Path:
-    """``$FEATX_CACHE``, or else ``featx`` in the folder where the system wants caches."""
+    """``$FEATX_CACHE``, or else ``featx`` in the folder where the system wants caches.
+
+    It begins with ``~``, as users write it, where this user has no home.
+    """
     if folder := os.environ.get("FEATX_CACHE"):
         return Path(folder)
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "featx" / "cache"
+        return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local") / "featx" / "cache"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "featx"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "featx"
+        return _home() / "Library" / "Caches" / "featx"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "featx"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("~")
+
+
+def full_path(folder: str) -> Path:
+    """One name for a folder, whatever path leads to it.
+
+    Raises
+    ------
+    NoPlace
+        It begins with the home of a user who has none.
+    """
+    try:
+        return Path(os.path.realpath(Path(folder).expanduser()))
+    except RuntimeError as error:  # no HOME, and no entry of the user in the system's list
+        raise NoPlace(
+            f"A folder by its full path is expected where this user has no home, got {folder!r}. Set FEATX_CACHE (or "
+            "cache=) to one.",
+            f"{folder} cannot be found, since this user has no home",
+        ) from error
 
 
 def parse_size(size: str | int, name: str = "max_size") -> int:
@@ -51,13 +99,14 @@ def check_local(folder: Path, mounts: Path = _MOUNTS) -> None:
 
     Raises
     ------
-    StoreError
+    OnNetwork
     """
     kind = _file_system(folder, mounts)
     if kind in _NETWORK:
-        raise StoreError(
+        raise OnNetwork(
             f"A folder on a local disk is expected for the feature store, got {str(folder)!r} on a network file system "
-            f"({kind}), where concurrent processes would damage it. Set cache= (or FEATX_CACHE) to a local folder."
+            f"({kind}), where concurrent processes would damage it. Set cache= (or FEATX_CACHE) to a local folder.",
+            f"{folder} lies on a network file system ({kind}), where concurrent processes would damage it",
         )
 
 

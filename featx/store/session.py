@@ -20,7 +20,7 @@ from featx.images.sources import Items
 from featx.store.environment import Damaged, Deleted
 from featx.store.index import Claims, digest_or_error
 from featx.store.memory import MEMORY
-from featx.store.places import check_local, parse_size
+from featx.store.places import NoPlace, OnNetwork, parse_size
 from featx.store.shelf import Column, Group, Shelf
 from featx.store.store import FeatureStore, _Opened
 
@@ -54,13 +54,12 @@ class Session:
 
     Raises
     ------
-    StoreError
+    OnNetwork
         The store lies on a network file system.
     """
 
     def __init__(self, store: FeatureStore, memory: bool = True) -> None:
         self._store, self._memory, self._off = store, memory, False
-        check_local(store._root)
         self._opened: _Opened | None = None
         self._opened = self._try(store._open, lambda: None)
         self._shelf: Shelf | None = None
@@ -213,6 +212,8 @@ class Session:
                     return attempt()
                 except Damaged as error:
                     self._mend(error)
+            except OnNetwork:
+                raise
             except (OSError, UnicodeError) as error:  # StoreError is an OSError
                 self._give_up(error)
         self._give_up(StoreError(f"{self._store.path} cannot be mended"))
@@ -230,11 +231,12 @@ class Session:
         advice = (
             "The next call makes it anew."
             if isinstance(error, Deleted)
-            else "Free or mend the disk, or set cache= to another folder."
+            else "Set cache= (or FEATX_CACHE) to another folder, or free or mend the disk."
         )
+        reason = error.reason if isinstance(error, NoPlace) else error
         warn_once(
             self._store,
-            f"Features are computed but not kept in the feature store at {self._store.path!r}: {error}. {advice}",
+            f"Features are computed but not kept in the feature store at {self._store.path!r}: {reason}. {advice}",
         )
 
 

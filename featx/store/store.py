@@ -18,7 +18,7 @@ from featx.exceptions import StoreError
 from featx.store.environment import Damaged, Database, disk_bytes
 from featx.store.index import Index
 from featx.store.memory import MEMORY
-from featx.store.places import check_local, default_folder, parse_size
+from featx.store.places import NoPlace, check_local, default_folder, full_path, parse_size
 from featx.store.shelf import Shelf
 
 #: Version of the layout on disk. Another version has a folder of its own beside this one.
@@ -57,8 +57,8 @@ class FeatureStore:
     -----
     A *recipe* is everything beside the image that decides its features: network, weights, preprocessing, precision,
     decoder. Images are known by their content, so a file that was copied, moved or touched is found again, and one that
-    was edited is computed anew. Whatever goes wrong with the disk, features stay right: they are computed, and one
-    warning says why they are not kept.
+    was edited is computed anew. Whatever goes wrong with the disk, or where this user has no home folder for
+    ``cache=True``, features stay right: they are computed, and one warning says why they are not kept.
 
     Examples
     --------
@@ -186,11 +186,14 @@ class FeatureStore:
 
     @property
     def _root(self) -> Path:
-        """One name for the folder, whatever path leads to it."""
-        return Path(os.path.realpath(Path(self.path).expanduser()))
+        return full_path(self.path)
 
     def _existing(self) -> _Opened | None:
-        return self._open() if (self._root / SCHEMA / "seed").exists() else None
+        seed = self._root / SCHEMA / "seed"
+        try:
+            return self._open() if seed.exists() else None
+        except PermissionError as error:
+            raise StoreError(f"{self._root} cannot be used: {error}") from error
 
     def _open(self) -> _Opened:
         """The store, made where it is missing.
@@ -220,6 +223,17 @@ class FeatureStore:
         except (OSError, ValueError) as error:
             raise StoreError(f"{root} cannot be used: {error}") from error
         return _Opened(folder, seed)
+
+
+def why_unusable(store: FeatureStore) -> str | None:
+    """Why nothing can be kept in a store; None where it is there, or could be made just now."""
+    try:
+        store._open()
+    except NoPlace as error:
+        return error.reason
+    except StoreError as error:
+        return str(error)
+    return None
 
 
 def resolve_store(cache: object) -> FeatureStore | None:

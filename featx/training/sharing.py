@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,19 @@ def load_fitted(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], 
             f"A file that FineTuneClassifier.save wrote is expected, got {os.fspath(path)!r}: {error}. "
             "Pickles are loaded with joblib.load."
         ) from error
+
+
+def as_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray | torch.Tensor]:
+    """Tensors as NumPy's arrays, which more formats hold than pickles do; those of a kind that NumPy lacks as is."""
+    return {name: value if value.dtype == torch.bfloat16 else value.cpu().numpy() for name, value in tensors.items()}
+
+
+def as_tensors(arrays: Mapping[str, np.ndarray | torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What `as_arrays` was given, in memory of its own: arrays may come mapped from a file that cannot be written."""
+    return {
+        name: value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+        for name, value in arrays.items()
+    }
 
 
 def labels_to_json(labels: np.ndarray) -> dict[str, Any]:

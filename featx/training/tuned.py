@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import numpy as np
@@ -122,7 +123,9 @@ def _logistic(
     if len(seen) == 1:  # nothing to tell apart: only how sure one can be
         bias[seen[0]] = np.log1p(weights.sum())
         return weight, bias
-    model = LogisticRegression(C=C, max_iter=200, tol=1e-3).fit(rows, targets, sample_weight=weights)
+    model = LogisticRegression(C=C, max_iter=200, tol=1e-3)
+    # Past what others wrap around it, such as mlflow's autolog, which would log the head's start as the user's run.
+    inspect.unwrap(LogisticRegression.fit)(model, rows, targets, sample_weight=weights)
     if len(seen) == 2:  # one score for the second class
         weight[seen] = np.concatenate([-model.coef_, model.coef_]) / 2
         bias[seen] = np.concatenate([-model.intercept_, model.intercept_]) / 2

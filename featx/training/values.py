@@ -166,7 +166,10 @@ def _room_for(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if size <= _MOST_IN_MEMORY:
         return np.empty(shape, dtype)
-    folder = tempfile.gettempdir()
+    try:
+        folder = tempfile.gettempdir()
+    except FileNotFoundError:  # no disk that can be written to
+        return None
     if size > _MOST_OF_DISK * shutil.disk_usage(folder).free:
         return None
     with tempfile.TemporaryFile(prefix="featx-", dir=folder) as file:
