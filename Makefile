@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BROWSER := $(VENV)/.browser
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-processors lint bench clean
 .DELETE_ON_ERROR:
 
 $(READY): setup.cfg pyproject.toml
@@ -28,6 +28,20 @@ demo: $(READY)
 # Two processes of one thread each: most tests are too small to keep two threads busy.
 test: $(READY) $(BROWSER)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+# What can depend on the processor and on the number of threads, as on older and other ones.
+# MKL heeds MKL_ENABLE_INSTRUCTIONS on Intel's processors alone, MKL_CBWR on all.
+NUMERIC := tests/test_sklearn_checks.py tests/test_extractor.py tests/test_fine_tuning.py tests/test_fine_tuning_tools.py \
+	tests/test_split.py tests/test_taps.py tests/test_folding.py tests/test_pooling.py tests/test_reference.py \
+	tests/test_scikit_learn_tools.py tests/test_preprocessing.py tests/test_decoding.py tests/test_cache.py
+AVX2 := MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=AVX2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2
+SSE4 := MKL_ENABLE_INSTRUCTIONS=SSE4_2 MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1
+AVX512 := ONEDNN_MAX_CPU_ISA=AVX512_CORE OMP_NUM_THREADS=8
+
+test-processors: $(READY)
+	$(AVX2) $(BIN)/python -m pytest $(NUMERIC) $(PYTEST_ARGS)
+	$(SSE4) $(BIN)/python -m pytest $(NUMERIC) $(PYTEST_ARGS)
+	$(AVX512) $(BIN)/python -m pytest $(NUMERIC) $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ from featx._version import __version__
 from featx.backbones import list_backbones, list_layers
 from featx.classifier import FineTuneClassifier
 from featx.extractor import PretrainedFeatureExtractor
-from featx.images import load_image_folder
+from featx.images import find_unreadable, load_image_folder
 from featx.store import FeatureStore
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "FineTuneClassifier",
     "PretrainedFeatureExtractor",
     "__version__",
+    "find_unreadable",
     "list_backbones",
     "list_layers",
     "load_image_folder",

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.callback import CallbackSupportMixin
+from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import validate_data
 
+from featx.exceptions import REMOVE_IT
 from featx.images.sources import Items, as_items
 from featx.pickling import PortablePickles
 from featx.store import FeatureStore, resolve_store
@@ -30,13 +32,14 @@ class NetworkEstimator(ForkSafeMethods, PortablePickles, CallbackSupportMixin, B
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "backbone": [str, callable],
-        "weights": [str, os.PathLike, None],
+        "weights": [str, os.PathLike, tuple, list, None],
         "layers": [str, Integral, list, tuple, np.ndarray],
         "pooling": [StrOptions({"avg", "max", "gem", "cls", "flatten", "map"})],
         "grid": [Interval(Integral, 1, None, closed="left")],
         "normalize": [StrOptions({"l2", "signed-sqrt"}), None],
         "image_shape": [tuple, list, None],
         "pixel_range": [StrOptions({"auto"}), tuple, list],
+        "fourth_band": [StrOptions({"alpha", "ignore"})],
         "preprocess": [str, callable, None],
         "image_size": [Interval(Integral, 1, None, closed="left"), None],
         "decode": [StrOptions({"exact", "fast"})],
@@ -51,6 +54,10 @@ class NetworkEstimator(ForkSafeMethods, PortablePickles, CallbackSupportMixin, B
         "verbose": ["verbose"],
     }
 
+    # What to do about an unreadable image under on_error="raise".
+    _way_out: ClassVar[str] = (
+        'Remove it (featx.find_unreadable lists all such rows), or set on_error="nan" for a row of NaN.'
+    )
     _param_names: ClassVar[list[str]]
 
     @classmethod
@@ -61,19 +68,28 @@ class NetworkEstimator(ForkSafeMethods, PortablePickles, CallbackSupportMixin, B
 
     def _items(self, X: Any, *, reset: bool, in_full: bool = False) -> Items:
         if self.image_shape is not None:
-            finite = self.on_error == "raise"
-            X = validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=finite)
+            X = self._checked_rows(X, reset)
         elif reset:
             self._forget_columns()
         return as_items(
             X,
             image_shape=self.image_shape,
             pixel_range=self.pixel_range,
+            fourth_band=self.fourth_band,
+            full_depth=callable(self.preprocess),
             max_pixels=self.max_pixels,
             raw=self.preprocess is None,
             short_side=None if in_full or self.decode == "exact" else self._short_side(),
             storage_options=self.storage_options,
+            remedy=self._way_out if self.on_error == "raise" else REMOVE_IT,
         )
+
+    def _checked_rows(self, X: Any, reset: bool) -> np.ndarray:
+        """A 2-D X as an array; its columns are compared with those of the last fit, where there was one."""
+        how = {"dtype": "numeric", "ensure_all_finite": self.on_error == "raise"}
+        if reset or hasattr(self, "n_features_in_"):
+            return validate_data(self, X, reset=reset, **how)
+        return check_array(X, estimator=self, input_name="X", **how)
 
     def _forget_columns(self) -> None:
         """What an earlier fit on rows learned."""
@@ -91,7 +107,7 @@ class NetworkEstimator(ForkSafeMethods, PortablePickles, CallbackSupportMixin, B
         from featx.backbones.networks import network_spec
 
         seed = self.random_state if isinstance(self.random_state, Integral) else 0
-        return network_spec(self.backbone, self.weights, int(seed))
+        return network_spec(self.backbone, self.weights, int(seed), self.image_size)
 
     def _preprocessing(self, spec: NetworkSpec) -> Preprocessing:
         from featx.backbones.weights import preset_named

@@ -30,17 +30,18 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
     Parameters
     ----------
     backbone, weights : as in :class:`PretrainedFeatureExtractor`
-        Which network, with which weights.
+        Which network, with which weights; from a checkpoint of another task only the output layer is left out.
     layers : str or int, default="penultimate"
         Where the head attaches: ``"penultimate"``, a stage index (negative from the end) or a module's name. What lies
         behind it in the network is dropped.
     pooling, grid, normalize : as in :class:`PretrainedFeatureExtractor`
         How a spatial or token layer becomes the row that the head reads.
-    image_shape, pixel_range, preprocess, image_size, decode, max_pixels : as in :class:`PretrainedFeatureExtractor`
+    image_shape, pixel_range, fourth_band, preprocess, image_size, decode, max_pixels : as in the extractor
         What X is, and how it becomes the network's input. Views of ``augment`` are made from images read in full.
     on_error : {"raise", "nan"}, default="raise"
         An unreadable image raises an error that names its row and file. With ``"nan"`` ``fit`` leaves it out, with one
         warning, ``predict_proba`` and ``transform`` give a row of NaN, and ``predict``, without such a label, raises.
+        :func:`featx.find_unreadable` lists such rows beforehand.
     storage_options : dict or None, default=None
         As in :class:`PretrainedFeatureExtractor`; lets paths be URLs.
     freeze : int, "all" or str, default=0
@@ -94,7 +95,8 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         Hold out ``validation_fraction`` of the images, by class; keep the epoch with the least loss on them, and end
         when it has not fallen for ``n_iter_no_change`` epochs.
     validation_fraction : float, default=0.1
-        Share of the images that are held out.
+        Share of the images that are held out: of each class that share, but at least one image and never all of them. A
+        class with a single image is trained on.
     n_iter_no_change : int, default=5
         Epochs without a better one after which training ends.
     warm_start : bool, default=False
@@ -142,13 +144,14 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         self,
         backbone: Any = "resnet18",
         *,
-        weights: str | os.PathLike[str] | None = "DEFAULT",
+        weights: str | os.PathLike[str] | tuple[str | os.PathLike[str], str] | None = "DEFAULT",
         layers: str | int = "penultimate",
         pooling: str = "avg",
         grid: int = 1,
         normalize: str | None = None,
         image_shape: tuple[int, ...] | None = None,
         pixel_range: str | tuple[float, float] = "auto",
+        fourth_band: str = "alpha",
         preprocess: str | Callable[[Any], Any] | None = "weights",
         image_size: int | None = None,
         decode: str = "exact",
@@ -194,6 +197,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         self.normalize = normalize
         self.image_shape = image_shape
         self.pixel_range = pixel_range
+        self.fourth_band = fourth_band
         self.preprocess = preprocess
         self.image_size = image_size
         self.decode = decode
@@ -241,7 +245,8 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         X : array-like of n images
             As in :meth:`PretrainedFeatureExtractor.transform`.
         y : array-like of shape (n,) or (n, n_labels)
-            Labels of any kind; or 0 and 1 for each of several labels, of which an image can have any number.
+            Labels of any kind, none of them missing; or 0 and 1 for each of several labels, of which an image can have
+            any number.
         sample_weight : array-like of shape (n,) or None, default=None
             What each image weighs. Those that weigh nothing are left out.
 
@@ -284,7 +289,8 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         -------
         self
         """
-        from featx.training.targets import Labels, is_multilabel
+        from featx.training.labels import is_multilabel
+        from featx.training.targets import Labels
 
         first = not hasattr(self, "tensors_")
         if first and classes is None and not is_multilabel(y):
@@ -312,11 +318,18 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         if np.isnan(proba).any():
             rows = np.flatnonzero(np.isnan(proba).any(axis=1)).tolist()
             raise ImageError(
-                f"Readable images are expected, got unreadable ones at X{rows[:5]}, which have no label. Remove them, "
-                "or take predict_proba, which gives rows of NaN.",
+                f"Readable images with finite scores are expected, got others at X{rows[:5]}, which have no label.",
                 row=rows[0],
+                remedy="Remove what featx.find_unreadable lists, or take predict_proba, which gives rows of NaN.",
             )
         return (proba > 0.5).astype(int) if self._multilabel else self.classes_[proba.argmax(axis=1)]
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Accuracy of :meth:`predict`, as of any classifier of scikit-learn; a missing label is an error."""
+        from featx.training.labels import check_labelled
+
+        check_labelled(y)
+        return float(super().score(X, y, sample_weight))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities of the classes.

@@ -19,6 +19,7 @@ from featx.activations import remembered
 from featx.base import NetworkEstimator
 from featx.images.sources import MAX_PIXELS, Items
 from featx.lazy import LazyTransformMixin, is_lazy, note_columns
+from featx.output import check_has_columns
 from featx.store import FeatureStore, resolve_store
 from featx.threads import n_threads
 
@@ -48,11 +49,18 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         every pickle as large as it is, takes the estimator out of reach of skops, and lets scikit-learn's
         ``Pipeline(memory=)`` write it anew with each call and find nothing again; with a name or callable none of it
         is so, and ``cache`` keeps features in any case.
-    weights : str, path or None, default="DEFAULT"
+    weights : str, path, (path, str) or None, default="DEFAULT"
         Name of published weights (``"DEFAULT"``, ``"IMAGENET1K_V1"``; for timm a tag such as ``"a1_in1k"``), fetched
-        once and kept by torch, or for timm by the Hugging Face hub; the path of a ``.safetensors`` or ``.pth`` file,
-        which may lack the output layers; or None for a random network. For a module or callable ``"DEFAULT"`` means as
-        it comes.
+        once and kept by torch, or for timm by the Hugging Face hub; the path of a file of tensors; or None for a random
+        network. For a module or callable ``"DEFAULT"`` means as it comes.
+
+        The content of a file decides how it is read, not its name: safetensors, or what ``torch.save`` wrote. Nothing
+        in it is executed, and classes that it names are not imported. The network's tensors are found under whatever
+        keys and prefixes they stand (``{"state_dict": ...}``, ``"module."``, ``"backbone."``), and ``verbose=1`` says
+        under which. All of the trunk must be there; output layers may be absent or of another size, and then only the
+        layers behind them cannot be read. Where several networks fit that have different tensors (a model and its
+        average), it is an error that lists them; ``("last.ckpt", "state_dict_ema")`` chooses: a path, and a key of the
+        file's content with dots for what lies deeper.
     layers : str, int or list of these, default="penultimate"
         What to read: ``"penultimate"`` (the input of the output layer), a stage index (negative from the end), a
         module's qualified name as PyTorch prints it (``"NAME#2"`` for its second call), a list of these (columns in
@@ -60,8 +68,9 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
     pooling : {"avg", "max", "gem", "cls", "flatten", "map"}, default="avg"
         How a spatial or token layer becomes a row; vectors pass unchanged. ``"gem"`` is the generalised mean with
         p = 3 [1]_, ``"cls"`` the class token, ``"flatten"`` everything (large), ``"map"`` gives an array of shape
-        (n, height, width, channels), several layers brought to the first one's grid. avg, max and gem leave the class
-        token out.
+        (n, height, width, channels), several layers brought to the first one's grid. avg, max, gem and map leave out
+        class and register tokens, whose number the network tells (timm's ``num_prefix_tokens``, parameters called
+        ``cls_token``, ``register_tokens``, ...). Where nothing tells, set ``num_prefix_tokens`` on the module.
     grid : int, default=1
         avg, max and gem are taken over ``grid`` x ``grid`` cells, which keeps ``grid ** 2`` times as many columns and
         some of the layout of the image. Cells repeat where a layer has fewer.
@@ -72,18 +81,27 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         For a 2-D X with one flattened image a row: (height, width) or (height, width, channels), in pixels, -1 once as
         in numpy. Rows are stretched to the network's input, never cropped.
     pixel_range : "auto" or (low, high), default="auto"
-        Meaning of numbers in arrays (files have their own). ``"auto"`` takes uint8 as 0..255 and floats as 0..1, and
-        raises for anything else; a pair is an affine map onto 0..1, without clipping or error.
+        Meaning of numbers in arrays and in files of more than 8 bits a sample (files of 8 bits have their own).
+        ``"auto"`` takes 8 bits as 0..255, floats as 0..1 and the 16 bits of a file as 0..65535, raises for anything
+        else, and warns where files use less than an eighth of that, as those of cameras with 10 or 12 bits do; a pair,
+        such as ``(0, 4095)``, is an affine map onto 0..1, without clipping or error.
+    fourth_band : {"alpha", "ignore"}, default="alpha"
+        What a fourth band beside three colours is, in files and arrays: ``"alpha"`` lays the picture over white by it;
+        ``"ignore"`` leaves it out, such as near infrared that a TIFF calls alpha.
     preprocess : "weights", str, None or callable, default="weights"
         ``"weights"``: what the weights were trained with; for a path or None that of the network's ``IMAGENET1K_V1``
-        (with timm, of its tag or default tag), for a module or callable torchvision's usual one (short side 256, crop
-        224, ImageNet statistics). Or the full name of other weights (``"ResNet50_Weights.IMAGENET1K_V2"``,
+        (with timm, of its tag or default tag). For a module or callable what the network carries (timm's
+        ``pretrained_cfg``) or has beside its weights (the ``preprocessor_config.json`` of a transformers network, where
+        it is on this machine; otherwise a warning), and for others torchvision's usual one (short side 256, crop 224,
+        ImageNet statistics). Or the full name of other weights (``"ResNet50_Weights.IMAGENET1K_V2"``,
         ``"timm/resnet18.a1_in1k"``); None: X holds ready float tensors; or a callable that gets a PIL image
-        (a float tensor of shape (3, height, width) for a float array) and returns a tensor. Other forms make features
+        (a float tensor of shape (3, height, width), black at 0 and white at 1, for a float array or a file of more than
+        8 bits a sample) and returns a tensor. Other forms make features
         that the network was not trained for.
     image_size : int or None, default=None
         Side in pixels fed to the network; the preset's resize and crop are scaled together. Larger is slower by the
-        square and sees finer detail.
+        square and sees finer detail. A named network that takes one size only (ViT, Swin) is built for this one, with
+        position embeddings resampled by timm or torchvision, as far as they do it.
     decode : {"exact", "fast"}, default="exact"
         ``"fast"`` reads a JPEG file (or ``bytes``) at the smallest of its built-in scales 1, 1/2, 1/4 and 1/8 that is
         not below what the preprocessing resizes to. Photos of 12 megapixels then take a fraction of the time, and their
@@ -94,7 +112,8 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         by ``PIL.Image.MAX_IMAGE_PIXELS`` as well.
     on_error : {"raise", "nan"}, default="raise"
         An unreadable image raises an error that names its row and file, or becomes a row of NaN with one warning
-        that counts them.
+        that counts them; most estimators refuse NaN. :func:`featx.find_unreadable` lists such rows beforehand. Likewise
+        an image whose features are not finite (float16 overflows, NaN in weights): its error names layer and cause.
     storage_options : dict or None, default=None
         Lets paths be URLs (``s3://``, ``https://``, ...), opened through fsspec with these options, such as
         ``{"anon": True}``; ``{}`` for none. A URL is read anew in every call. Credentials are better left to the
@@ -103,6 +122,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         As torch spells it; None takes CUDA, MPS or CPU, the first there is.
     precision : {"float32", "bfloat16", "float16"}, default="float32"
         Of the network; features are float32 in any case. Half precision changes them by about 1e-2 of their norm.
+        float16 ends at 65504, which not every network keeps to: bfloat16 has no such end.
     batch_size : int, default=32
         Images decoded and computed together; on a CPU they pass through the network in smaller pieces where that is
         faster. Changes speed and memory, never a result.
@@ -134,6 +154,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
     featx.list_layers : Names that ``layers`` takes.
     featx.FeatureStore : Where features are kept.
     featx.load_image_folder : Paths and labels from a folder of class subfolders.
+    featx.find_unreadable : Rows that cannot be read, with reasons.
 
     References
     ----------
@@ -163,13 +184,14 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         self,
         backbone: Any = "resnet18",
         *,
-        weights: str | os.PathLike[str] | None = "DEFAULT",
+        weights: str | os.PathLike[str] | tuple[str | os.PathLike[str], str] | None = "DEFAULT",
         layers: Any = "penultimate",
         pooling: str = "avg",
         grid: int = 1,
         normalize: str | None = None,
         image_shape: tuple[int, ...] | None = None,
         pixel_range: str | tuple[float, float] = "auto",
+        fourth_band: str = "alpha",
         preprocess: str | Callable[[Any], Any] | None = "weights",
         image_size: int | None = None,
         decode: str = "exact",
@@ -192,6 +214,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         self.normalize = normalize
         self.image_shape = image_shape
         self.pixel_range = pixel_range
+        self.fourth_band = fourth_band
         self.preprocess = preprocess
         self.image_size = image_size
         self.decode = decode
@@ -227,7 +250,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         if is_lazy(X):  # its parts are looked at when they are there
             note_columns(self, X)
         else:
-            self._items(X, reset=True)
+            self._items(X, reset=True, in_full=True)  # at what scale they are to be decoded is for later
         if not self._went_well_before():
             self._check_network()
         context.call_on_fit_task_end(estimator=self, X=X, y=y, reconstruction_attributes=dict)
@@ -239,11 +262,12 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         Parameters
         ----------
         X : array-like of n images
-            A list, array, Series or one-column frame of paths, ``bytes`` or PIL images; an array of shape
-            (n, height, width) or (n, height, width, channels) with 1, 3 or 4 channels; a tensor of shape
-            (n, channels, height, width); or, with ``image_shape``, 2-D numbers with one flattened image a row. A Dask
-            array, Series or frame of these gives a Dask collection, of which nothing is computed yet: an array, or a
-            frame after ``set_output(transform="pandas")``.
+            A list, array, Series or one-column frame of paths, ``bytes``, open files, PIL images, or dicts of the form
+            ``{"bytes": ..., "path": ...}`` that Hugging Face's datasets have; an array of shape (n, height, width) or
+            (n, height, width, channels) with 1, 3 or 4 channels; a tensor of shape (n, channels, height, width); or,
+            with ``image_shape``, 2-D numbers with one flattened image a row. A Dask array, Series or frame of these
+            gives a Dask collection, of which nothing is computed yet: an array, or a frame after
+            ``set_output(transform="pandas")``.
 
         Returns
         -------
@@ -254,10 +278,13 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         ------
         ImageError
             An image cannot be read and ``on_error="raise"``. A ValueError; names the row and the file.
+        NotFinite
+            Likewise where the network makes NaN or infinity of an image. An ImageError; names the layer and the cause.
         ValueError
             X is of no form that is known, or a parameter is wrong.
         """
         self._validate_params()
+        check_has_columns(self)
         store = self._store()
         question = remembered.question_of(self, store, make=True)
         known, items = self._known_rows(X, store, question)
@@ -338,7 +365,8 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         from featx.activations.engine import resolve_device
 
         spec = self._spec()
-        self._preprocessing(spec)
+        if spec.backbone.named or self.preprocess != "weights":  # a callable is not called for its network's own
+            self._preprocessing(spec)
         resolve_device(self.device)
         if spec.backbone.named:
             self._plan(self._architecture(spec))

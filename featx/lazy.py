@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from featx.output import Output, check_has_columns
+
 
 class LazyTransformMixin:
     """Makes ``transform`` take Dask arrays, Series and frames, each part as an X of its own.
@@ -87,7 +89,7 @@ def _transform_lazily(estimator: Any, X: Any) -> Any:
     _check_kind(X)
     if estimator.image_shape is None:
         _check_one_column(X)
-    frames = _container(estimator)
+    frames = _in_frames(estimator)
     width = estimator._width()
     plain = copy.deepcopy(estimator).set_output(transform="default")
     names = estimator.get_feature_names_out() if frames else None
@@ -101,22 +103,22 @@ def _transform_lazily(estimator: Any, X: Any) -> Any:
     return _of_frame(plain, X, width, names)
 
 
-def _container(estimator: Any) -> bool:
+def _in_frames(estimator: Any) -> bool:
     """Whether rows are to come as a pandas frame.
 
     Raises
     ------
     ValueError
-        Another kind of frame is asked for, of which Dask has none.
+        Another kind of frame is asked for, of which Dask has none; or features are no rows.
     """
-    from sklearn.utils._set_output import _get_output_config
-
-    kind = _get_output_config("transform", estimator)["dense"]
-    if kind not in ("default", "pandas"):
+    output = Output.of(estimator)
+    if output.kind not in ("default", "pandas"):
         raise ValueError(
-            f'The output "default" or "pandas" is expected for Dask collections, got set_output(transform={kind!r}).'
+            f'The output "default" or "pandas" is expected for Dask collections, got {output.setting}. Call '
+            'set_output(transform="pandas").'
         )
-    return bool(kind == "pandas")
+    check_has_columns(estimator)
+    return output.in_frames
 
 
 def _of_array(estimator: Any, X: Any, width: tuple[int, ...]) -> Any:

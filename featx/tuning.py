@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from sklearn.base import clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted
-from tqdm.auto import tqdm
 
+from featx.backbones.addresses import plain_address
 from featx.base import NetworkEstimator
+from featx.epochs import EpochWatch
 from featx.exceptions import OutOfMemory
 from featx.images.sources import Items
 from featx.locks import ForkSafeLock
@@ -41,10 +42,12 @@ _PROBE_C = 0.01
 # Parameters that decide what a fitted network is.
 _DECIDING = (
     *("backbone", "weights", "layers", "pooling", "grid", "normalize", "preprocess", "image_size", "image_shape"),
-    *("pixel_range", "decode", "freeze", "hidden_layer_sizes", "random_state"),
+    *("pixel_range", "fourth_band", "decode", "freeze", "hidden_layer_sizes", "random_state"),
 )
 # Not for strangers: where this machine keeps things, and what opens its doors.
 _OF_THIS_MACHINE = ("cache", "device", "n_jobs", "storage_options", "verbose")
+# What torch says where BatchNorm has nothing to take a variance of.
+_OF_ONE_VALUE = "Expected more than 1 value per channel when training"
 _BUILDING = ForkSafeLock()
 
 
@@ -80,6 +83,11 @@ class TunedEstimator(NetworkEstimator):
         "random_state": ["random_state"],
     }
 
+    _way_out = (
+        'Remove it (featx.find_unreadable lists all such rows), or set on_error="nan": fit leaves it out, '
+        "predict_proba gives NaN."
+    )
+
     def _train(
         self, items: Items, labels: Labels, sample_weight: Any, start: Tensors | None, given: Any, once: bool = False
     ) -> None:
@@ -90,7 +98,7 @@ class TunedEstimator(NetworkEstimator):
         check_consistent_length(range(len(items)), labels.codes)
         weights = _check_sample_weight(sample_weight, range(len(items)), dtype=np.float64, ensure_non_negative=True)
         rows = np.flatnonzero(weights > 0)
-        rows = rows[self._readable(items.take(rows.tolist()))]
+        rows = rows[self._readable(items.take(rows.tolist()), " and are left out.")]
         if not len(rows):
             raise ValueError("At least one readable image that weighs something is expected, got none.")
         random = check_random_state(self.random_state)
@@ -102,13 +110,14 @@ class TunedEstimator(NetworkEstimator):
         if self.early_stopping and not once:
             training, held_out = self._hold_out(rows, labels, seed)
         recipe = self._recipe(model, len(training), seed, once)
-        source = self._source(items, model)
+        source = self._source(items, model, on_error="raise")  # unreadable images are left out by now
 
         def part(rows: np.ndarray) -> tuple[Source, Targets]:
             return source.take(rows), labels.targets(rows, self.class_weight, weights)
 
-        with _Watch(self, labels, recipe.settings.epochs, *given) as watch:
-            with self._memory_of(model.device), torch.inference_mode(False), torch.enable_grad():
+        shape = model.architecture.shape
+        with EpochWatch(self, labels, recipe.settings.epochs, shape, *given) as watch:
+            with self._in_words(model.device), torch.inference_mode(False), torch.enable_grad():
                 fitted = fit(
                     model,
                     *part(training),
@@ -117,11 +126,12 @@ class TunedEstimator(NetworkEstimator):
                     validation=None if held_out is None else part(held_out),
                     after_epoch=watch.after_epoch,
                 )
-            self._set_fitted(labels, fitted.tensors, fitted.history, goes_on=once and start is not None)
+            self._set_fitted(labels, fitted.tensors, fitted.history, shape, goes_on=once and start is not None)
+        items.reading.seen.tell()
 
     @contextmanager
-    def _memory_of(self, device: str) -> Iterator[None]:
-        """A device's memory is given back in the end; too little of it is told in words that help."""
+    def _in_words(self, device: str) -> Iterator[None]:
+        """What torch says of too little memory or too small batches, in words that help; memory is given back."""
         import torch
 
         try:
@@ -131,15 +141,25 @@ class TunedEstimator(NetworkEstimator):
                 f"Memory on {device!r} for batch_size={self.batch_size} is expected, and there is too little. "
                 f'Lower batch_size, or freeze more than freeze={self.freeze!r}; precision="bfloat16" halves most of it.'
             ) from error
+        except ValueError as error:
+            if _OF_ONE_VALUE not in str(error):
+                raise
+            raise ValueError(
+                "At least two values per channel in every batch are expected with batch_norm="
+                f"{self.batch_norm!r}, got one image whose maps are 1 x 1, with batch_size={self.batch_size}. Set "
+                'batch_norm="frozen", or train on two images or more with batch_size=2 or more.'
+            ) from error
         finally:
             if device.startswith("cuda"):
                 torch.cuda.empty_cache()
 
-    def _set_fitted(self, labels: Labels, tensors: Tensors, history: History, *, goes_on: bool) -> None:
+    def _set_fitted(
+        self, labels: Labels, tensors: Tensors, history: History, shape: tuple[int, int, int], *, goes_on: bool
+    ) -> None:
         before: dict[str, list[float]] = self.history_ if goes_on else {}
         columns = {name: before.get(name, []) + column for name, column in history.columns.items()}
         best_epoch = len(before.get("loss", ())) + history.best_epoch
-        self._be_fitted(labels.classes, labels.codes.ndim == 2, tensors, columns, best_epoch)
+        self._be_fitted(labels.classes, labels.codes.ndim == 2, tensors, columns, best_epoch, shape)
 
     def _be_fitted(
         self,
@@ -148,28 +168,20 @@ class TunedEstimator(NetworkEstimator):
         tensors: Tensors,
         history: dict[str, list[float]],
         best_epoch: int,
+        shape: tuple[int, int, int] | None,
     ) -> None:
         """All that fitting with the present parameters leaves behind, `n_features_in_` and names apart."""
-        self.classes_, self._multilabel = classes, multilabel
+        self.classes_, self._multilabel, self._shape = classes, multilabel, shape
         self.tensors_, self.history_, self.best_epoch_ = tensors, history, best_epoch
         self.n_iter_ = len(history["loss"])
         self._made_with = {name: getattr(self, name) for name in _DECIDING}
         self._runtime: dict[str, Any] = {}  # what predicts, once it was asked to
 
     def _hold_out(self, rows: np.ndarray, labels: Labels, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        from sklearn.model_selection import train_test_split  # takes long to import, and few hold out
+        from featx.training.validation import hold_out
 
-        by = labels.codes[rows] if labels.codes.ndim == 1 and len(labels.classes) > 1 else None
-        try:
-            training, held_out = train_test_split(
-                rows, test_size=self.validation_fraction, stratify=by, random_state=seed
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"Images enough of every class for validation_fraction={self.validation_fraction} are expected, got "
-                f"{len(rows)} images: {error} Set early_stopping=False."
-            ) from error
-        return np.sort(training), np.sort(held_out)
+        training, held_out = hold_out(labels.codes[rows], self.validation_fraction, seed)
+        return rows[training], rows[held_out]
 
     def _recipe(self, model: Model, n: int, seed: int, once: bool) -> Recipe:
         from featx.images.augmentation import Augmentation
@@ -227,16 +239,19 @@ class TunedEstimator(NetworkEstimator):
         return fitted
 
     def _outputs(self, X: Any, *, scores: bool) -> np.ndarray:
+        from featx.training.finite import check_outputs
+
         self._validate_params()
         items = self._items(X, reset=False)
-        readable = self._readable(items)
+        readable = self._readable(items, "; their rows are NaN.")
         if not len(readable):
             raise ValueError("At least one readable image is expected, got none.")
         model = self._model(items)
         network = self._network(model)
-        found = self._source(items.take(readable.tolist()), model).outputs(
-            model, network if scores else network.features, self._settings(model)
-        )
+        source = self._source(items.take(readable.tolist()), model, self.on_error)
+        found = source.outputs(model, network.scores if scores else network.features, self._settings(model))
+        check_outputs(found, source.items, model, self.tensors_, precision=self.precision, on_error=self.on_error)
+        items.reading.seen.tell()
         out = np.full((len(items), *found.shape[1:]), np.nan, dtype=np.float32)
         out[readable] = found
         return out
@@ -258,13 +273,14 @@ class TunedEstimator(NetworkEstimator):
                 shared["layers"] = model.plan.layers[0].label
         return shared
 
-    def _readable(self, items: Items) -> np.ndarray:
+    def _readable(self, items: Items, consequence: str) -> np.ndarray:
         """Rows of the images that can be read; all of them where others are to raise."""
         if self.on_error == "raise":
             return np.arange(len(items))
-        from featx.images.loading import readable_rows
+        from featx.activations.engine import n_threads
+        from featx.images.unreadable import readable_rows
 
-        return np.asarray(readable_rows(items), dtype=int)
+        return np.asarray(readable_rows(items, n_threads(self.n_jobs), consequence), dtype=int)
 
     def _model(self, items: Items | None) -> Model:
         """What the last fit has trained; the same object while the shape of the images is."""
@@ -293,7 +309,8 @@ class TunedEstimator(NetworkEstimator):
         if not all(isinstance(width, Integral) and int(width) >= 1 for width in hidden):
             raise ValueError(f"Widths of 1 or more are expected, got hidden_layer_sizes={self.hidden_layer_sizes!r}.")
         spec = self._spec()
-        architecture = self._architecture(spec, items)
+        # Without images, those that the last fit has seen: what preprocess makes may be all that the network takes.
+        architecture = self._architecture(spec, items, getattr(self, "_shape", None) if items is None else None)
         attach, *more = architecture.resolve(self.layers)
         if more:
             raise ValueError(f"One layer for the head is expected, got layers={self.layers!r}. Name one of its stages.")
@@ -324,11 +341,13 @@ class TunedEstimator(NetworkEstimator):
                 known = runtime["network"] = model, self.tensors_, network
             return known[2]
 
-    def _source(self, items: Items, model: Model) -> Source:
+    def _source(self, items: Items, model: Model, on_error: str) -> Source:
         from featx.training.fitting import Source
 
         def extract(items: Items, plan: FeaturePlan) -> Extraction:
             extraction = self._extraction_of(items, model.spec, model.architecture, plan)
+            # Of rows that are not finite the estimator tells itself.
+            extraction = replace(extraction, on_error=on_error, warns=False)
             if items.is_keyed:
                 return extraction
             return extraction.without_store(
@@ -358,14 +377,16 @@ class TunedEstimator(NetworkEstimator):
         check_is_fitted(self)
         given = self.get_params(deep=False) | self._made_with
         params = {name: value for name, value in given.items() if name not in _OF_THIS_MACHINE}
-        params["weights"] = None if given["weights"] is None else os.fspath(given["weights"])
+        params["weights"] = plain_address(given["weights"])
         about = {
             "params": params,
             "classes": labels_to_json(self.classes_),
             "multilabel": self._multilabel,
             "history": self.history_,
             "best_epoch": self.best_epoch_,
+            "shape": getattr(self, "_shape", None),  # of a fit with an earlier version there is none
             "n_features": getattr(self, "n_features_in_", None),
+            "feature_names": [*getattr(self, "feature_names_in_", ())],
         }
         save_fitted(path, self.tensors_, about)
 
@@ -391,9 +412,12 @@ class TunedEstimator(NetworkEstimator):
         tensors, about = load_fitted(path)
         loaded = cls(**about["params"])
         classes = labels_from_json(about["classes"])
-        loaded._be_fitted(classes, about["multilabel"], tensors, about["history"], about["best_epoch"])
+        shape = None if about.get("shape") is None else tuple(about["shape"])
+        loaded._be_fitted(classes, about["multilabel"], tensors, about["history"], about["best_epoch"], shape)
         if about["n_features"] is not None:
             loaded.n_features_in_ = about["n_features"]
+        if names := about.get("feature_names"):  # files of earlier versions have none
+            loaded.feature_names_in_ = np.asarray(names, dtype=object)
         return loaded
 
     def _state(self) -> dict[str, Any]:
@@ -415,41 +439,3 @@ class TunedEstimator(NetworkEstimator):
             from featx.training.sharing import as_tensors
 
             self.tensors_ = as_tensors(self.tensors_)
-
-
-class _Watch:
-    """Tells scikit-learn's callbacks of every epoch, and shows them in a progress bar."""
-
-    def __init__(self, estimator: TunedEstimator, labels: Labels, epochs: int, X: Any, y: Any) -> None:
-        self._estimator, self._labels, self._given = estimator, labels, {"X": X, "y": y}
-        self._context = estimator._init_callback_context(max_subtasks=epochs)
-        self._bar = tqdm(total=epochs, unit="epoch", desc="epochs", disable=not estimator.verbose)
-
-    def __enter__(self) -> _Watch:
-        self._context.call_on_fit_task_begin(estimator=self._estimator, **self._given)
-        self._begin()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._bar.close()
-        if kind is None:
-            self._context.call_on_fit_task_end(estimator=self._estimator, **self._given, reconstruction_attributes=dict)
-
-    def after_epoch(self, history: History, tensors: Callable[[], Tensors]) -> bool:
-        def fitted() -> dict[str, Any]:
-            done = clone(self._estimator)
-            done._set_fitted(self._labels, tensors(), history, goes_on=False)
-            return {name: value for name, value in vars(done).items() if name not in done.get_params(deep=False)}
-
-        self._bar.set_postfix(loss=history.columns["loss"][-1])
-        self._bar.update()
-        stop = self._epoch.call_on_fit_task_end(
-            estimator=self._estimator, **self._given, reconstruction_attributes=fitted
-        )
-        if not stop and history.n_epochs < self._bar.total:
-            self._begin()
-        return bool(stop)
-
-    def _begin(self) -> None:
-        self._epoch = self._context.subcontext(task_name="epoch")
-        self._epoch.call_on_fit_task_begin(estimator=self._estimator, **self._given)

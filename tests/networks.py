@@ -97,3 +97,63 @@ class Prototypes(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(x).mean((2, 3)) @ self.prototypes(x.new_ones(2, 5)).T
+
+
+class Patches(nn.Module):
+    """A transformer as most people write it: a convolution makes patches, parameters of some names lead them.
+
+    Parameters
+    ----------
+    leading : dict of str to int
+        Tokens in front of the patches, by the name of the parameter that they are.
+    trailing : int
+        Tokens behind them.
+    """
+
+    def __init__(self, leading: dict[str, int], trailing: int = 0, patch: int = 8) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(leading, trailing, patch)
+        self.blocks = nn.Sequential(*(nn.Linear(6, 6) for _ in range(2)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks(self.embeddings(x))
+
+
+class Embeddings(nn.Module):
+    def __init__(self, leading: dict[str, int], trailing: int, patch: int) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(3, 6, patch, stride=patch)
+        self.behind = nn.Parameter(100 + torch.randn(1, trailing, 6))
+        self._leading = [*leading]
+        for name, count in leading.items():
+            setattr(self, name, nn.Parameter(100 + torch.randn(1, count, 6)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        patches = self.projection(x).flatten(2).transpose(1, 2)
+        tokens = [*(getattr(self, name) for name in self._leading), patches, self.behind]
+        return torch.cat([token.expand(len(x), -1, -1) for token in tokens], dim=1)
+
+
+class Growing(nn.Module):
+    """Its deep layer takes powers of e: black pictures give 1, white ones more than float16 or float32 can hold."""
+
+    def __init__(self, power: float) -> None:
+        super().__init__()
+        self.shallow = nn.Conv2d(3, 4, 1)
+        nn.init.constant_(self.shallow.weight, 1 / 3)
+        nn.init.zeros_(self.shallow.bias)
+        self.pool = nn.AvgPool2d(2)
+        self.deep = Powers(power)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.deep(self.pool(self.shallow(x))).mean((2, 3)).clamp(max=1))
+
+
+class Powers(nn.Module):
+    def __init__(self, power: float) -> None:
+        super().__init__()
+        self.power = power
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.exp(self.power * x)

@@ -67,31 +67,74 @@ def png_16_bit(pixels: NDArray[np.uint16]) -> bytes:
 
 def tiff_16_bit(pixels: NDArray[np.uint16], *, order: str = "<", compressed: bool = False) -> bytes:
     """A 16-bit RGB TIFF of shape (height, width, 3), in either byte order."""
-    height, width, channels = pixels.shape
-    content = pixels.astype(f"{order}u2").tobytes()
-    content = zlib.compress(content) if compressed else content
-    bits_at = 8 + 2 + 10 * 12 + 4
-    tags = [
-        (256, 3, 1, width),
-        (257, 3, 1, height),
-        (258, 3, channels, bits_at),
-        (259, 3, 1, 8 if compressed else 1),
-        (262, 3, 1, 2),
-        (273, 4, 1, bits_at + 2 * channels),
-        (277, 3, 1, channels),
-        (278, 3, 1, height),
-        (279, 4, 1, len(content)),
-        (284, 3, 1, 1),
-    ]
-    directory = struct.pack(f"{order}H", len(tags)) + b"".join(_tag(order, *tag) for tag in tags) + bytes(4)
+    return tiff(pixels, order=order, compression=8 if compressed else 1)
+
+
+def tiff(
+    pixels: NDArray[Any],
+    *,
+    order: str = "<",
+    compression: int = 1,
+    photometric: int | None = None,
+    extra: tuple[int, ...] = (),
+    planar: bool = False,
+) -> bytes:
+    """A TIFF of pixels (height, width, bands) of any kind of number, with the tags that are asked for.
+
+    Parameters
+    ----------
+    pixels : ndarray of shape (height, width, bands)
+    order : {"<", ">"}
+        Of the bytes.
+    compression : int
+        The tag; deflated for 8, as they are for any other.
+    photometric : int or None
+        The tag: 1 for grey, 2 for RGB; None for what the number of bands suggests.
+    extra : tuple of int
+        What the bands beside grey or RGB are: 0 for nothing known, 1 for alpha that colours are multiplied by, 2 alpha.
+    planar : bool
+        Whether bands lie apart.
+    """
+    height, width, bands = pixels.shape
+    stored = pixels.astype(pixels.dtype.newbyteorder(order))
+    strips = [stored[..., i].tobytes() for i in range(bands)] if planar else [stored.tobytes()]
+    strips = [zlib.compress(strip) if compression == 8 else strip for strip in strips]
+    tags: dict[int, tuple[str, list[int]]] = {
+        256: ("I", [width]),
+        257: ("I", [height]),
+        258: ("H", [8 * pixels.dtype.itemsize] * bands),
+        259: ("H", [compression]),
+        262: ("H", [(2 if bands >= 3 else 1) if photometric is None else photometric]),
+        273: ("I", [0] * len(strips)),
+        277: ("H", [bands]),
+        278: ("I", [height]),
+        279: ("I", [*map(len, strips)]),
+        284: ("H", [2 if planar else 1]),
+        **({338: ("H", [*extra])} if extra else {}),
+        339: ("H", [{"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]] * bands),
+    }
+    long = {tag for tag, (kind, values) in tags.items() if len(values) * struct.calcsize(kind) > 4}
+    at = 8 + 2 + 12 * len(tags) + 4
+    first_strip = at + sum(len(tags[tag][1]) * struct.calcsize(tags[tag][0]) for tag in long)
+    tags[273] = ("I", [first_strip + sum(map(len, strips[:i])) for i in range(len(strips))])
+    directory, values_of_long = struct.pack(f"{order}H", len(tags)), b""
+    for tag, (kind, values) in tags.items():
+        content = struct.pack(f"{order}{len(values)}{kind}", *values)
+        if tag in long:
+            values_of_long += content
+            content = struct.pack(f"{order}I", at + len(values_of_long) - len(content))
+        directory += struct.pack(f"{order}HHI", tag, {"H": 3, "I": 4}[kind], len(values)) + content.ljust(4, b"\0")
     start = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8)
-    return start + directory + struct.pack(f"{order}{channels}H", *[16] * channels) + content
+    return start + directory + bytes(4) + values_of_long + b"".join(strips)
 
 
-def _tag(order: str, number: int, kind: int, count: int, value: int) -> bytes:
-    short = kind == 3 and count == 1
-    content = struct.pack(f"{order}HH", value, 0) if short else struct.pack(f"{order}I", value)
-    return struct.pack(f"{order}HHI", number, kind, count) + content
+def png_with(data: bytes, name: bytes, content: bytes, *, damaged: bool = False, after: bytes = b"IHDR") -> bytes:
+    """A PNG with one more chunk, of a wrong checksum where it is to be damaged."""
+    start = data.index(after) - 4
+    (length,) = struct.unpack_from(">I", data, start)
+    end = start + 12 + length
+    chunk = _chunk(name, content)
+    return data[:end] + (chunk[:-1] + bytes([chunk[-1] ^ 0xFF]) if damaged else chunk) + data[end:]
 
 
 def damaged_png(picture: NDArray[np.uint8], chunk: bytes, where: str) -> bytes:

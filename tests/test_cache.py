@@ -292,7 +292,7 @@ def test_twin_of_a_file_that_changes_keeps_its_own_features(
     paths = [tmp_path / f"{i}.png" for i in range(4)]
     for path, image in zip(paths, IMAGES[[0, 0, 1, 0]], strict=True):
         Image.fromarray(image).save(path)
-    load = PathItem.load_with_digests
+    load = PathItem.load_with_contents
 
     def load_late(self: PathItem, *seeds: int) -> tuple:
         if Path(self.path) == paths[0]:
@@ -300,7 +300,7 @@ def test_twin_of_a_file_that_changes_keeps_its_own_features(
         return load(self, *seeds)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PathItem, "load_with_digests", load_late)
+        patch.setattr(PathItem, "load_with_contents", load_late)
         found = cached.transform(paths)
     assert relative_difference(found, PLAIN.transform(IMAGES[[2, 0, 1, 0]])) < 1e-5
     assert relative_difference(cached.transform(paths), PLAIN.transform(IMAGES[[2, 0, 1, 0]])) < 1e-5

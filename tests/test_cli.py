@@ -22,6 +22,7 @@ import joblib
 import numpy as np
 import pyarrow.parquet
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
@@ -396,6 +397,41 @@ def test_files_that_are_no_models_are_told_in_one_line(photos: Path, tmp_path: P
         assert name in line
 
 
+def test_network_in_a_checkpoint_is_chosen_by_what_the_error_says(photos: Path, tmp_path: Path) -> None:
+    name, states = "it's a b#1.bin", {}
+    for seed, key in enumerate(["model", "state_dict_ema"]):
+        spec = PretrainedFeatureExtractor("featx_micro", weights=None, random_state=seed)._spec()
+        states[key] = spec.load("cpu", torch.float32).module.state_dict()
+    torch.save(states, tmp_path / name)
+    words = ["extract", photos, "-o", tmp_path / "f.npy", *MICRO, "--weights"]
+    (line,) = run(*words, tmp_path / name, code=1).stderr.splitlines()
+    told = shlex.split(line.rpartition("as in --weights ")[2].removesuffix("."))
+    assert told == [f"{tmp_path / name}#model"]
+    run(*words, *told)
+    chosen = PretrainedFeatureExtractor("featx_micro", weights=(tmp_path / name, "model"), on_error="nan")
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "f.npy"), chosen.transform(sorted(map(str, photos.rglob("*.jpg"))))
+    )
+    other = f"{tmp_path / name}#state_dict_ema"
+    found = run_json("search", photos, "--backbones", "featx_micro", "--weights-of", f"featx_micro={other}")
+    assert {row["weights"] for row in found["leaderboard"]} == {other}
+    torch.save(states["model"], other)  # a file of that whole name comes first
+    run(*words, other)
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "f.npy"), chosen.transform(sorted(map(str, photos.rglob("*.jpg"))))
+    )
+
+
+@pytest.mark.parametrize("fine_tune", [(), ("--fine-tune", "--epochs", 1, "--folds", 2)])
+def test_model_from_a_checkpoint_tells_which_file_it_reads(photos: Path, tmp_path: Path, fine_tune: tuple) -> None:
+    spec = PretrainedFeatureExtractor("featx_micro")._spec()
+    torch.save({"ema": spec.load("cpu", torch.float32).module.state_dict()}, tmp_path / "w")
+    model = tmp_path / ("m.safetensors" if fine_tune else "m.joblib")
+    told = run("fit", photos, "-o", model, *MICRO, "--weights", f"{tmp_path / 'w'}#ema", *fine_tune).stdout
+    assert f"It reads {tmp_path / 'w'}, which must stay there." in told
+    assert len(run("predict", model, photos).stdout.splitlines()) == 17
+
+
 # What comes out
 
 
@@ -565,7 +601,18 @@ def test_readmes_commands_and_lines_for_own_photos_run(
     for made in ("report.html", "model.joblib", "labels.csv", "features.parquet", "features/manifest.json"):
         assert (tmp_path / made).exists()
     first, *_ = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    (own,) = re.findall(r"^```py\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    own, splits = re.findall(r"^```py\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     imports = "\n".join(line for line in first.splitlines() if line.startswith("from "))
     exec(compile(f"{imports}\n{own}".replace("cv=5", "cv=3"), "README", "exec"), {})
     assert 0.5 < float(capsys.readouterr().out) <= 1
+    known = {}
+    for split, left in (("train", 0), ("test", 1)):
+        shutil.copytree("photos", f"halves/{split}")
+        for file in Path("halves", split).glob("*/*.jpg"):
+            if int(file.stem) % 2 != left:
+                file.unlink()
+    Path("halves/train/red/00.jpg").write_bytes(b"none")
+    exec(compile(f"{imports}\n{splits}".replace("photos/", "halves/"), "README", "exec"), known)
+    assert known["bad"].sources.tolist() == ["halves/train/red/00.jpg"]
+    assert known["test"].target_names == known["train"].target_names
+    assert len(known["X_train"]) == len(known["y_train"]) == len(known["train"].data) - 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,9 @@ from featx.exceptions import LayerError
 
 
 def layer_for(output: torch.Tensor, layout: str, prefix: int = 0, label: str = "layer") -> Layer:
-    return Layer(label, label, 1, "output", tuple(output.shape), layout, prefix, 1)
+    shape = tuple(output.shape)
+    grid = (math.isqrt(shape[1] - prefix),) * 2 if layout == "tokens" else None
+    return Layer(label, label, 1, "output", shape, layout, prefix, 1, grid, has_class_token=prefix > 0)
 
 
 def in_layout(cells: torch.Tensor, layout: str) -> tuple[torch.Tensor, Layer]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from pictures import encode
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -22,7 +22,9 @@ from sklearn.pipeline import make_pipeline
 from featx import FeatureStore, PretrainedFeatureExtractor
 from featx.activations import remembered
 from featx.activations.engine import Recipe
+from featx.backbones import networks
 from featx.exceptions import LayerError, WeightsError
+from featx.store.memory import MEMORY
 
 RNG = np.random.default_rng(0)
 
@@ -145,6 +147,45 @@ def test_another_file_of_weights_is_noticed(photos: list[str], tmp_path: Path, s
             call(photos)
 
 
+def test_place_in_a_file_belongs_to_the_question(
+    photos: list[str], tmp_path: Path, short_ways: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, store = tmp_path / "last", tmp_path / "store"
+    save_weights(tmp_path / "one", 0)
+    states = {key: load_file(tmp_path / "one") for key in ("model", "ema")}
+    states["ema"]["features.0.conv.bias"] += 1
+    torch.save(states, path)
+    model, average = (PretrainedFeatureExtractor("featx_micro", weights=(path, key), cache=store) for key in states)
+    first = model.transform(photos)
+    assert np.abs(average.transform(photos) - first).max() > 1e-3
+    assert short_ways == []
+    np.testing.assert_array_equal(model.transform(photos), first)
+    assert short_ways == [True]
+    # Whoever goes the long way does not read the file again either.
+    monkeypatch.setattr(remembered, "saves_time", lambda: False)
+    monkeypatch.setattr(networks, "build_with_weights", lambda *_: pytest.fail("loaded"))
+    networks._renew_locks()  # forgets what was loaded
+    MEMORY.clear()
+    np.testing.assert_array_equal(model.transform(photos), first)
+
+
+@pytest.mark.parametrize("weights", [3, ("a",), ("a", 3), "a\0b", b"a", ("absent", "key")])
+def test_wrong_weights_make_no_question_and_their_own_error(photos: list[str], tmp_path: Path, weights: Any) -> None:
+    extractor = PretrainedFeatureExtractor("featx_micro", weights=weights, cache=tmp_path / "store")
+    remembered.question_of(extractor, FeatureStore(tmp_path / "store"), make=True)
+    for call in (extractor.fit, extractor.transform):
+        with pytest.raises(ValueError, match="weights"):
+            call(photos)
+
+
+def test_mistake_of_ones_own_is_not_taken_for_a_wrong_parameter(
+    photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remembered, "_as_loaded", lambda: [][0])
+    with pytest.raises(IndexError):
+        PretrainedFeatureExtractor("featx_micro", cache=tmp_path / "store").transform(photos)
+
+
 def test_wrong_parameters_are_told_beside_what_is_remembered(photos: list[str], tmp_path: Path) -> None:
     extractor = PretrainedFeatureExtractor("featx_micro", cache=tmp_path / "store")
     extractor.transform(photos)
@@ -244,22 +285,33 @@ def test_new_rows_are_validated_once(tmp_path: Path, recwarn: pytest.WarningsRec
 
 
 WARM = """
-import json, sys
+import json, os, sys
 import joblib
+opened = []
+sys.addaudithook(lambda event, given: opened.append(given[0]) if event == "open" else None)
 model, paths = joblib.load(sys.argv[1])
 labels = model.predict(paths).tolist()
 refitted = model.fit(paths, [0, 1] * (len(paths) // 2)).predict(paths).tolist()
-print(json.dumps([labels, refitted, [name for name in ("torch", "torchvision") if name in sys.modules]]))
+weights = [path for path in opened if str(path).endswith("last.ckpt")]
+print(json.dumps([labels, refitted, [name for name in ("torch", "torchvision") if name in sys.modules], weights]))
 """
 
 
-def test_warm_pipeline_predicts_and_fits_without_torch(photos: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("from_file", [False, True])
+def test_warm_pipeline_predicts_and_fits_without_torch_and_weights(
+    photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, from_file: bool
+) -> None:
     import joblib
 
     extractor = PretrainedFeatureExtractor("resnet18", weights=None, image_size=64, cache=tmp_path / "store")
+    if from_file:
+        state = extractor._spec().load("cpu", torch.float32).module.state_dict()
+        torch.save({"model": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "last.ckpt")
+        monkeypatch.setattr("featx.store.index.TRUST_AFTER_S", 0)  # as if it had been there for long
+        extractor.set_params(weights=(tmp_path / "last.ckpt", "model"))
     model = make_pipeline(extractor, LogisticRegression()).fit(photos[:10], [0, 1] * 5)
     joblib.dump((model, photos[:10]), tmp_path / "model")
     done = subprocess.run([sys.executable, "-c", WARM, str(tmp_path / "model")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     labels = model.predict(photos[:10]).tolist()
-    assert json.loads(done.stdout) == [labels, labels, []]
+    assert json.loads(done.stdout) == [labels, labels, [], []]

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from pictures import encode
 from PIL import Image
@@ -229,6 +230,18 @@ def test_python_in_the_report_finds_the_accuracy_again(photos: Path, tmp_path: P
     assert json.loads(fitted.stdout)["accuracy"] == told["leaderboard"][0]["accuracy"]
     (broken,) = told["broken"]
     assert f"{broken['path']} : {broken['reason']}" in page.text
+
+
+def test_python_in_the_report_names_weights_as_they_were_typed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = PretrainedFeatureExtractor("featx_micro")._spec()
+    torch.save({"ema": spec.load("cpu", torch.float32).module.state_dict()}, "last.ckpt")
+    search(photos, tmp_path / "report.html", "--weights", "last.ckpt#ema")
+    page = Page(tmp_path / "report.html")
+    assert "weights=('last.ckpt', 'ema')" in page.blocks[-1]
+    assert "--weights last.ckpt#ema" in page.blocks[-2].replace("'", "")
 
 
 def with_label(found: Found, label: str) -> Found:

@@ -8,6 +8,8 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,9 +24,11 @@ from hypothesis import strategies as st
 from pictures import colours, encode, photo
 from PIL import Image
 
-from featx.exceptions import FeatxError, ImageError
-from featx.images.items import ArrayItem
+from featx.exceptions import REMOVE_IT, FeatxError, ImageError
+from featx.images.arrays import ArrayItem
+from featx.images.items import PathItem, _lock_of
 from featx.images.sources import as_items
+from featx.images.view import WatchedItems
 
 RGB = photo()
 PNG = encode(RGB, "PNG")
@@ -73,7 +77,25 @@ FORMS = {
     "polars-bytes": lambda path: pl.Series("photo", [PNG]),
     "polars-category": lambda path: pl.Series("photo", [path], dtype=pl.Categorical),
     "polars-frame": lambda path: pl.DataFrame({"photo": [path]}),
+    "buffer": lambda path: [io.BytesIO(PNG)],
+    "buffer-at-its-end": lambda path: [_written(PNG)],
+    "dict-of-bytes": lambda path: [{"bytes": PNG, "path": None}],
+    "dict-of-path": lambda path: [{"bytes": None, "path": path}],
+    "dict-of-both": lambda path: [{"bytes": PNG, "path": "not here.png"}],
+    "dict-without-path": lambda path: [{"bytes": PNG}],
+    "array-of-dicts": lambda path: object_array({"bytes": PNG, "path": None}),
+    "series-of-dicts": lambda path: pd.Series([{"bytes": PNG, "path": None}]),
+    "frame-of-dicts": lambda path: pd.DataFrame({"image": [{"bytes": None, "path": path}]}),
+    "polars-struct": lambda path: pl.Series("image", [{"bytes": PNG, "path": None}]),
+    "polars-frame-of-structs": lambda path: pl.DataFrame({"image": [{"bytes": PNG, "path": "x.png"}]}),
 }
+
+
+def _written(content, file=None):
+    """A buffer or file as it is left by who has just written to it."""
+    file = io.BytesIO() if file is None else file
+    file.write(content)
+    return file
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -115,7 +137,7 @@ def test_row_error_names_row_and_file_and_remedy(path):
     items.load(0)
     with pytest.raises(ImageError) as caught:
         items.load(1)
-    expected = f'X[1] ({path!r}) is not a readable image: truncated JPEG. Remove it, or set on_error="nan".'
+    expected = f"X[1] ({path!r}) is not a readable image: truncated JPEG. {REMOVE_IT}"
     assert str(caught.value) == expected
     assert (caught.value.row, caught.value.source) == (1, path)
 
@@ -155,9 +177,9 @@ def test_row_error_survives_pickling():
         (np.zeros((0, 6, 3), np.uint8), r"no pixels, shape \(0, 6, 3\)"),
         (np.full((4, 6), np.nan), "NaN or infinite pixels"),
         (np.full((4, 6), np.inf), "NaN or infinite pixels"),
-        (np.full((4, 6), 1.5), "float pixels from 1.5 to 1.5, outside 0..1; pass pixel_range"),
+        (np.full((4, 6), 1.5), "float pixels from 1.5 to 1.5, outside 0..1. Set pixel_range"),
         (np.full((4, 6), -0.5), "float pixels from -0.5"),
-        (np.zeros((4, 6), np.int64), "pixels of dtype int64, whose range is not known; pass pixel_range"),
+        (np.zeros((4, 6), np.int64), "pixels of dtype int64, whose range is not known. Set pixel_range"),
         (np.zeros((4, 6), complex), "pixels of dtype complex128"),
         (np.array([["a"]]), "pixels of dtype <U1"),
     ],
@@ -397,10 +419,131 @@ def test_raw_pixels_may_not_be_nan():
         as_items(torch.full((1, 3, 2, 2), float("nan")), raw=True).load(0)
 
 
-@pytest.mark.parametrize("element", ["a.jpg", PNG, Image.new("L", (4, 4)), Path("a")])
+@pytest.mark.parametrize("element", ["a.jpg", PNG, Image.new("L", (4, 4)), Path("a"), io.BytesIO(), {"bytes": PNG}])
 def test_raw_files_are_an_error_of_the_whole_x(element):
     with pytest.raises(ValueError, match="preprocess=None"):
         as_items([RGB, element], raw=True)
+
+
+# Open files, and what Hugging Face's datasets hold.
+
+
+def test_open_file_is_read_and_left_at_its_place(path):
+    with open(path, "rb") as file, tempfile.SpooledTemporaryFile() as spooled, _written(PNG) as buffer:
+        file.seek(7)
+        items = as_items([file, _written(PNG, spooled), buffer])
+        for row in range(3):
+            torch.testing.assert_close(items.load(row), CHANNELS_FIRST)
+            items.digest(row)
+        assert (file.tell(), spooled.tell(), buffer.tell()) == (7, len(PNG), len(PNG))
+
+
+def test_open_file_in_many_rows_is_read_by_many_threads(path):
+    with open(path, "rb") as file:
+        items = as_items([file] * 40)
+        with ThreadPoolExecutor(8) as pool:
+            loaded = [*pool.map(items.load, range(40))]
+        assert all(torch.equal(pixels, CHANNELS_FIRST) for pixels in loaded)
+        assert len({items.digest(row) for row in range(40)} | {as_items([PNG]).digest(0)}) == 1
+
+
+class Pipe(io.RawIOBase):
+    """What can be read once."""
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return False
+
+
+@pytest.mark.parametrize(
+    ("make", "reason", "advice"),
+    [
+        (lambda path: Path(path).open(encoding="latin-1"), "a file that is open as text", 'Open it with mode "rb"'),  # noqa: SIM115
+        (lambda path: io.StringIO("text"), "a file that is open as text", 'Open it with mode "rb"'),
+        (lambda path: _closed(Path(path).open("rb")), "a file that cannot be read from its beginning", "Pass its path"),  # noqa: SIM115
+        (lambda path: _closed(io.BytesIO(PNG)), "a file that cannot be read from its beginning", "Pass its path"),
+        (lambda path: Pipe(), "a file that cannot be read from its beginning", "Pass its path"),
+        (lambda path: {"image": PNG}, r"of type dict with the keys \['image'\]", "Pass one of these"),
+        (lambda path: {"bytes": None, "path": None}, "of type dict with the keys", "Pass one of these"),
+        (lambda path: {"bytes": path}, "of type dict with the keys", "Pass one of these"),
+        (lambda path: 3, "of type int", "Pass one of these"),
+    ],
+    ids=["text", "text-buffer", "closed", "closed-buffer", "pipe", "other-keys", "empty", "path-as-bytes", "int"],
+)
+def test_element_of_a_wrong_form_says_what_to_pass_instead(make, reason, advice, path):
+    element = make(path)
+    try:
+        with pytest.raises(ImageError, match=rf"^X\[0\].*{reason}.*{advice}") as caught:
+            as_items([element]).load(0)
+    finally:
+        if hasattr(element, "close"):
+            element.close()
+    assert "on_error" not in str(caught.value)
+
+
+def _closed(file):
+    file.close()
+    return file
+
+
+def test_error_of_a_dict_names_its_path():
+    with pytest.raises(ImageError, match=r"X\[0\] \('cat.png'\)") as caught:
+        as_items([{"bytes": PNG[:-30], "path": "cat.png"}]).load(0)
+    assert caught.value.source == "cat.png"
+
+
+@pytest.mark.parametrize("one", [io.BytesIO(PNG), {"bytes": PNG, "path": None}])
+def test_one_image_of_a_new_form_is_to_be_wrapped(one):
+    with pytest.raises(TypeError, match=r"Wrap it in a list: \[X\]"):
+        as_items(one)
+    torch.testing.assert_close(as_items([one]).load(0), CHANNELS_FIRST)
+
+
+def _datasets(name, bases=(), **members):
+    """A class as the library datasets has it, which is not installed here."""
+    return type(name, bases, {"__module__": "datasets.arrow_dataset", **members})
+
+
+class _Feature:
+    pass
+
+
+_FEATURES = {"label": _Feature(), "photo": type("Image", (_Feature,), {})()}
+_DATASET = _datasets(
+    "Dataset",
+    column_names=["label", "photo"],
+    features=_FEATURES,
+    __len__=lambda self: 1,
+    __getitem__=lambda self, name: [Image.fromarray(RGB)] if name == "photo" else [1],
+)
+_STREAM = _datasets("IterableDataset", column_names=["label", "photo"], features=_FEATURES)
+_SPLITS = _datasets("DatasetDict", (dict,), column_names={"train": ["label", "photo"]})
+_UNSAID = _datasets("Dataset", column_names=["a", "b"], features=None, __len__=lambda self: 1)
+
+
+@pytest.mark.parametrize(
+    ("X", "advice"),
+    [
+        (_DATASET(), r'Pass X\["photo"\]'),
+        (_SPLITS(train=_DATASET()), r'Pass X\["train"\]\["photo"\]'),
+        (_STREAM(), r'Pass \[row\["photo"\] for row in X\]'),
+        (_UNSAID(), r"columns \['a', 'b'\]. Pass X\[\"NAME\"\]"),
+    ],
+    ids=["dataset", "splits", "stream", "no-image"],
+)
+def test_whole_dataset_is_one_error_that_names_the_column(X, advice):
+    with pytest.raises(TypeError, match=advice):
+        as_items(X)
+
+
+def test_column_of_a_dataset_is_read():
+    column = _datasets(
+        "Column", (Sequence,), __len__=lambda self: 1, __getitem__=lambda self, index: [Image.fromarray(RGB)][index]
+    )
+    for images in (_DATASET()["photo"], column()):
+        torch.testing.assert_close(as_items(images).load(0), CHANNELS_FIRST)
 
 
 # Digests.
@@ -481,7 +624,7 @@ def test_pil_image_is_loaded_by_one_thread_at_a_time(monkeypatch):
     item, load, locked = as_items([image])[0], image.load, []
 
     def watched_load():
-        locked.append(is_held(item._locked()))
+        locked.append(is_held(_lock_of(image)))
         return load()
 
     monkeypatch.setattr(image, "load", watched_load)
@@ -497,3 +640,29 @@ def test_pil_image_that_is_closed_fails_alone(tmp_path):
     image.close()
     with pytest.raises(ImageError, match=r"^X\[0\] \('.*a.png'\) is not a readable image"):
         as_items([image]).load(0)
+
+
+# Watched items.
+
+
+def test_watched_items_tell_the_content_of_every_file_that_is_read(path):
+    told = []
+    items = WatchedItems(as_items([path, PNG, path]), 5, lambda row, content: told.append((row, content.digest)))
+    digest = as_items([path]).digest(0, seed=5)
+    torch.testing.assert_close(items.load(0), CHANNELS_FIRST)
+    assert items.digest(2, seed=1) == as_items([path]).digest(0, seed=1)
+    items[1:].load(1)
+    items[::-1].load(0)
+    assert told == [(0, digest), (2, digest), (2, digest), (2, digest)]
+
+
+def test_watched_items_tell_of_the_bytes_that_the_pixels_are_made_of(path, monkeypatch):
+    told = []
+    inner = WatchedItems(as_items([path]), 0, lambda row, content: told.append(content.digest))
+    outer = WatchedItems(inner, 1, lambda row, content: told.append(content.digest))
+    reads = []
+    read = PathItem._read
+    monkeypatch.setattr(PathItem, "_read", lambda self: reads.append(1) or read(self))
+    outer.load(0)
+    assert len(reads) == 1
+    assert told == [as_items([PNG]).digest(0, seed=0), as_items([PNG]).digest(0, seed=1)]

@@ -26,6 +26,7 @@ from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor, 
 from featx.backbones import networks as shelf
 from featx.backbones.entries import entry_of
 from featx.backbones.networks import network_spec
+from featx.backbones.timm_models import TimmEntry
 from featx.exceptions import BackboneError, WeightsError
 from featx.store.memory import MEMORY
 
@@ -155,9 +156,67 @@ def test_tag_in_the_name_decides_preset_and_classes() -> None:
     assert network_spec("timm/resnet18", "tv_in1k", 0).preset == other.preset
 
 
-def test_network_of_one_size_refuses_another_by_name() -> None:
-    with pytest.raises(BackboneError, match="timm/test_vit takes images of 160 x 160 pixels only, got image_size=96"):
-        random("timm/test_vit", image_size=96).fit(IMAGES)
+@pytest.mark.parametrize(
+    ("name", "origin"),
+    [("test_vit", "file"), ("test_vit", "published"), ("test_vit", "seed"), ("test_vit_relpos", "file")],
+)
+def test_network_of_one_size_is_built_for_another_as_timm_does_it(
+    name: str, origin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side, state, path = 96, random_state_dict(f"timm/{name}", seed=3), tmp_path / "model.safetensors"
+    save_file(state, path)
+    overlay = {"file": str(path)}
+    network = timm.create_model(name, img_size=side, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    monkeypatch.setattr(TimmEntry, "file", lambda self, weights: path)
+    weights = {"file": path, "published": "DEFAULT", "seed": None}[origin]
+    images = torch.rand(2, 3, side, side)
+    with torch.inference_mode():
+        expected = network.forward_head(network.forward_features(images), pre_logits=True)
+    extractor = PretrainedFeatureExtractor(
+        f"timm/{name}", weights=weights, random_state=3, image_size=side, preprocess=None
+    )
+    assert relative_difference(extractor.transform(images), expected.numpy()) < 1e-5
+    assert extractor.set_params(preprocess="weights").transform(IMAGES).shape == expected[:1].expand(6, -1).shape
+
+
+def test_network_built_for_another_size_is_another_recipe_and_can_be_tuned(tmp_path: Path) -> None:
+    cached = random("timm/test_vit", layers=-1, pooling="map", cache=str(tmp_path / "store"))
+    shapes = [cached.set_params(image_size=side).transform(IMAGES).shape for side in (None, 96, 96, 64)]
+    assert [shape[1:3] for shape in shapes] == [(10, 10), (6, 6), (6, 6), (4, 4)]
+    assert computed(cached) == 3 * len(IMAGES)
+    tuned = FineTuneClassifier("timm/test_vit", weights=None, image_size=64, freeze=0, epochs=1, random_state=0)
+    tuned.fit(IMAGES, np.arange(6) % 2)
+    np.testing.assert_allclose(tuned.to_extractor().transform(IMAGES), tuned.transform(IMAGES), rtol=1e-4, atol=1e-5)
+    assert list_layers("timm/test_vit", image_size=64) == list_layers("timm/test_vit")
+
+
+def test_sizes_that_a_network_cannot_be_built_for_say_so() -> None:
+    ready = torch.rand(2, 3, 96, 96)
+    unsaid = random("timm/test_vit", preprocess=None)
+    with pytest.raises(BackboneError, match=r"160 x 160 pixels only, got 96 x 96\. Set image_size=96"):
+        unsaid.transform(ready)
+    assert len(unsaid.set_params(image_size=96).transform(ready)) == 2  # the way out
+    with pytest.raises(BackboneError, match=r"images of 96 x 96 pixels is expected, got timm/pit_ti_224"):
+        random("timm/pit_ti_224", image_size=96).transform(IMAGES)
+    with pytest.raises(BackboneError, match=r"vit_b_32 can be built for is expected, got image_size=50"):
+        random("vit_b_32", image_size=50).fit(IMAGES)
+    with pytest.raises(BackboneError, match=r"maxvit_t takes images of 224 x 224 pixels only, got 96 x 96\. Leave"):
+        random("maxvit_t", image_size=96).fit(IMAGES)
+
+
+@pytest.mark.slow
+def test_transformer_of_torchvision_is_built_for_another_size_as_torchvision_does_it() -> None:
+    from torchvision.models.vision_transformer import interpolate_embeddings, vit_b_32
+
+    extractor = random("vit_b_32", random_state=1, image_size=64, preprocess=None)
+    own = network_spec("vit_b_32", None, 1).load("cpu", torch.float32).module
+    network = vit_b_32(image_size=64).eval()
+    network.load_state_dict(interpolate_embeddings(64, 32, own.state_dict()))
+    network.heads = torch.nn.Identity()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        expected = network(images)
+    assert relative_difference(extractor.transform(images), expected.numpy()) < 1e-5
 
 
 def test_what_no_preset_can_do_is_an_error() -> None:
@@ -233,8 +292,9 @@ def test_file_may_lack_the_classifier_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"missing: conv1\.0\.weight"):
         extractor.transform(IMAGES)
     save_file({**state, "fc.weight": torch.zeros(3, 4)}, path)
-    with pytest.raises(WeightsError, match=r"fc\.weight \(3, 4\).*Delete the keys of the head"):
-        extractor.transform(IMAGES)
+    np.testing.assert_array_equal(extractor.transform(IMAGES), expected)
+    with pytest.raises(WeightsError, match=r"none or of another shape for fc\."):
+        clone(extractor).set_params(layers="fc").transform(IMAGES)
 
 
 @pytest.fixture

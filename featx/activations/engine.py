@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import torch
 
 from featx import threads
+from featx.activations.finite import Doctor, not_finite_rows
 from featx.activations.plan import FeaturePlan, Slot
 from featx.activations.pooling import pool_together
 from featx.activations.taps import read
@@ -45,7 +46,7 @@ class Block:
     start, stop : int
         Positions in the items.
     rows : ndarray of shape (stop - start, ...), float32
-        NaN where an item could not be read.
+        NaN where an item could not be read or its features are not finite.
     errors : list of ImageError
     """
 
@@ -62,16 +63,28 @@ class Computed:
     Attributes
     ----------
     rows : list of int
-        Positions in the items, of those that could be read.
+        Positions in the items, of those that have what was asked for.
     parts : dict of Slot to tensor of shape (n_rows, width)
         On the CPU.
     errors : dict of int to ImageError
-        By position in the items.
+        By position in the items, of the others.
+    not_finite : dict of Slot to tensor of shape (n_rows,), bool
+        Where parts that nobody asked for hold NaN or infinity; slots without are not there.
     """
 
     rows: list[int]
     parts: dict[Slot, torch.Tensor]
     errors: dict[int, ImageError]
+    not_finite: dict[Slot, torch.Tensor] = field(default_factory=dict)
+
+    def without(self, wrong: torch.Tensor, errors: dict[int, ImageError]) -> Computed:
+        """What is left of it without some rows, of which a mask tells, and which have errors instead."""
+        return Computed(
+            [row for row, gone in zip(self.rows, wrong.tolist(), strict=True) if not gone],
+            {slot: part[~wrong] for slot, part in self.parts.items()},
+            self.errors | errors,
+            {slot: left for slot, mask in self.not_finite.items() if (left := mask[~wrong]).any()},
+        )
 
 
 class Tally:
@@ -110,7 +123,8 @@ class Recipe:
         """Yield the features of the items in order, one block per batch; the network is loaded at the first one."""
         starts = range(0, len(items), batch_size)
         batches = [range(start, min(start + batch_size, len(items))) for start in starts]
-        computing = self.compute(items, batches, lambda *_: self.plan.slots, n_jobs=n_jobs, on_error=on_error)
+        slots = self.plan.slots
+        computing = self.compute(items, batches, lambda *_: slots, asked=slots, n_jobs=n_jobs, on_error=on_error)
         with closing(computing):
             for batch, computed in zip(batches, computing, strict=True):
                 rows = np.full((len(batch), *self.plan.shape), np.nan, dtype=np.float32)
@@ -125,20 +139,53 @@ class Recipe:
         batches: Iterable[Sequence[int]],
         choose: Callable[[Network, list[int]], Sequence[Slot]],
         *,
+        asked: Sequence[Slot],
         n_jobs: int | None,
         on_error: str,
     ) -> Generator[Computed]:
         """Send batches of items through the network.
 
         ``choose(network, rows)`` says what to read in a batch; the network is loaded at the first that has an image.
+        An item whose part in a slot of ``asked`` is not finite is an error, as ``on_error`` says.
         """
         decoding = iter_batches(items, batches, self.preprocessing.tile, n_jobs=n_threads(n_jobs), on_error=on_error)
         with closing(decoding):
             for batch in decoding:
-                parts: dict[Slot, torch.Tensor] = {}
-                if batch.tiles is not None:
-                    parts = self._parts(self.network, batch.tiles, choose(self.network, batch.rows))
-                yield Computed(batch.rows, parts, batch.errors)
+                if batch.tiles is None:
+                    yield Computed(batch.rows, {}, batch.errors)
+                    continue
+                parts = self._parts(self.network, batch.tiles, choose(self.network, batch.rows))
+                wrong = {slot: mask for slot, part in parts.items() if (mask := not_finite_rows(part)) is not None}
+                computed = Computed(batch.rows, parts, batch.errors, wrong)
+                yield self._checked(computed, items, batch.tiles, asked, on_error) if wrong else computed
+
+    def _checked(
+        self, computed: Computed, items: Items, tiles: torch.Tensor, asked: Sequence[Slot], on_error: str
+    ) -> Computed:
+        """Without the rows of which something that was asked for is not finite.
+
+        Raises
+        ------
+        NotFinite
+            There is one, and ``on_error="raise"``.
+        """
+        columns = {slot.column for slot in asked}
+        failing = {slot: mask for slot, mask in computed.not_finite.items() if slot.column in columns}
+        if not failing:
+            return computed
+        wrong = torch.stack([*failing.values()]).any(0)
+        errors: dict[int, ImageError] = {}
+        for place in wrong.nonzero().flatten().tolist():
+            row = computed.rows[place]
+            slot = min((slot for slot, mask in failing.items() if mask[place]), key=lambda slot: slot.layer.position)
+            errors[row] = self._doctor.error(items, row, tiles[place], slot, self.network)
+            if on_error == "raise":
+                raise errors[row]
+        return computed.without(wrong, errors)
+
+    @cached_property
+    def _doctor(self) -> Doctor:
+        return Doctor(self.spec, self.architecture, self.precision)
 
     @cached_property
     def network(self) -> Network:
@@ -245,8 +292,9 @@ def check_weights_reach(plan: FeaturePlan, architecture: Architecture, network: 
     for layer in plan.layers:
         if unset := unset_before(layer, architecture, network):
             raise WeightsError(
-                f"Weights for every module up to layer {layer.label!r} are expected, got a file without those of "
-                f"{', '.join(sorted(unset))}. Read a stage before them, such as layers=-1, or take the whole file."
+                f"Weights for every module up to layer {layer.label!r} are expected, got a file that has none or of "
+                f"another shape for {', '.join(sorted(unset))}. Read a stage before them, such as layers=-1, or take a "
+                "file that has them."
             )
 
 

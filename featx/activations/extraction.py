@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -12,15 +11,21 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from featx.activations.engine import Block, Recipe
+from featx.activations.finite import warn_not_finite
 from featx.activations.kept import KeptRecipe, slots_of
-from featx.activations.keys import NoKey, describe_recipe
+from featx.activations.keys import NoKey, changed, describe_recipe
 from featx.activations.plan import Slot
-from featx.exceptions import ImageError, WeightsError
+from featx.exceptions import ImageError, NotFinite
 from featx.images.sources import Items
+from featx.images.unreadable import warn_unreadable
 from featx.store import FeatureStore, Session, warn_once
 from featx.threads import one_thread_after_fork, step_by_step
 
 _Tick = Callable[[int], object]
+_ROWS_OF_NAN = (
+    "; their rows are NaN, which most estimators refuse: remove what featx.find_unreadable lists, or fill such rows "
+    "in, as SimpleImputer does."
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class Extraction:
     max_pixels, batch_size, n_jobs, on_error, verbose
         As in PretrainedFeatureExtractor.
     warns : bool, default=True
-        Whether one warning counts the unreadable images, of which the blocks tell in any case.
+        Whether one warning counts the unreadable images, of which the blocks tell in any case, and another tells where
+        values use little of their range.
     """
 
     items: Items
@@ -112,7 +118,7 @@ class Extraction:
 
         def check() -> None:
             if self._description(session) != description:
-                raise WeightsError(f"{self.recipe.spec.weights.name!r} changed while it was read. Call again.")
+                raise changed(self.recipe.spec.weights.given)
 
         return KeptRecipe(self.recipe, session, slots, tick=tick, check=check, **self._how)
 
@@ -126,15 +132,22 @@ class Extraction:
             return None
 
     def _description(self, session: Session) -> str:
-        return describe_recipe(self.recipe, self.max_pixels, self.items.short_side, session.digest_of_file)
+        return describe_recipe(
+            self.recipe, self.max_pixels, self.items.short_side, session.digest_of_file, session.answer
+        )
 
     @contextmanager
     def _counting(self) -> Iterator[tuple[_Tick, list[ImageError]]]:
-        """The progress bar, and at the end the warning that counts unreadable images."""
+        """The progress bar, and at the end warnings that count images without features, and far too dark ones."""
         errors: list[ImageError] = []
         label = self.recipe.spec.backbone.label
         with tqdm(total=len(self.items), unit="img", desc=label, disable=not self.verbose) as bar:
             yield bar.update, errors
-        if errors and self.warns:
-            count = f"{len(errors)} of {len(self.items)} images could not be read; their rows are NaN."
-            warnings.warn(f"{count} The first: {errors[0]}", UserWarning, stacklevel=5)
+            if self.verbose and "network" in vars(self.recipe):
+                self.recipe.network.tell_note()
+        if not self.warns:
+            return
+        self.items.reading.seen.tell()
+        unread = [error for error in errors if not isinstance(error, NotFinite)]
+        warn_unreadable(unread, len(self.items), _ROWS_OF_NAN, stacklevel=5)
+        warn_not_finite([error for error in errors if isinstance(error, NotFinite)], len(self.items), stacklevel=5)

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
-import torch
 
 from featx.activations.engine import Block, Computed, Recipe, n_threads, unset_before
 from featx.activations.plan import Slot
 from featx.activations.pooling import GRID_POOLINGS, check_pooling
 from featx.backbones.layers import Architecture, Layer
 from featx.backbones.networks import Network
-from featx.exceptions import ImageError, LayerError
+from featx.exceptions import ImageError, LayerError, NotFinite
+from featx.images.reading import Content
 from featx.images.sources import Items
-from featx.images.view import ItemsView
+from featx.images.view import WatchedItems
 from featx.store import MOST_ROWS, Column, Session, rows_in_memory
 
 
@@ -121,12 +121,20 @@ class KeptRecipe:
         def choose(network: Network, rows: list[int]) -> Sequence[Slot]:
             return self._to_compute(network, lookup.digests_of(rows))
 
-        # What is kept under a digest must come from the bytes that it was made of.
-        items = _Watched(lookup, self.session.seed)
-        computing = self.recipe.compute(items, batches(), choose, n_jobs=self.n_jobs, on_error=self.on_error)
+        changed: set[int] = set()
+
+        def note(row: int, content: Content) -> None:
+            """What is kept under a digest must come from the bytes that it was made of."""
+            if lookup.items.reading.digest_of(content) != lookup.digests_of([row])[0]:
+                changed.add(row)
+
+        items = WatchedItems(lookup.items, self.session.seed, note)
+        computing = self.recipe.compute(
+            items, batches(), choose, asked=self.slots, n_jobs=self.n_jobs, on_error=self.on_error
+        )
         with closing(computing):
             for computed in computing:
-                self._keep(lookup, computed, items.changed)
+                self._keep(lookup, computed, changed)
                 done.update(lookup.places[[*computed.rows, *computed.errors]].tolist())
                 self.tick(len(computed.rows) + len(computed.errors))
         return done
@@ -149,13 +157,9 @@ class KeptRecipe:
             places = lookup.places[computed.rows]
             for part, column in zip(lookup.parts, self._columns, strict=True):
                 part[places] = rows[column]
-            together = tuple(slot.column for slot in self._kept or ())
-            together = together if rows.keys() >= set(together) else ()
-            singly = [(column,) for column in self._columns if column not in together]
-            same = [i for i, row in enumerate(computed.rows) if row not in changed]
-            unchanged = rows if len(same) == len(computed.rows) else {name: part[same] for name, part in rows.items()}
-            digests = lookup.digests_of([computed.rows[i] for i in same])
-            self.session.put(digests, unchanged, [*([together] if together else []), *singly])
+            same = np.array([row not in changed for row in computed.rows])
+            for mask, columns in _of_finite_columns(computed):
+                self._put(lookup, computed.rows, rows, np.flatnonzero(mask & same), columns)
         if unkept := [*computed.errors, *changed.intersection(computed.rows)]:
             self.session.release(lookup.digests_of(unkept))
             for row, error in computed.errors.items():
@@ -163,20 +167,33 @@ class KeptRecipe:
             for row in changed.intersection(computed.rows):
                 lookup.split_off(row)
 
+    def _put(
+        self, lookup: _Lookup, of: list[int], rows: dict[Column, np.ndarray], some: np.ndarray, columns: set[Column]
+    ) -> None:
+        """Some columns of some of the rows that were computed into the store."""
+        if not len(some):
+            return
+        kept = tuple(slot.column for slot in self._kept or ())
+        together = tuple(column for column in kept if column in columns) if rows.keys() >= set(kept) else ()
+        singly = [(column,) for column in self._columns if column not in together]
+        whole = len(some) == len(of)
+        parts = {column: part if whole else part[some] for column, part in rows.items() if column in columns}
+        digests = lookup.digests_of([of[place] for place in some.tolist()])
+        self.session.put(digests, parts, [*([together] if together else []), *singly])
 
-class _Watched(ItemsView):
-    """The items of a look-up, which notes the rows whose files changed after their digests were made."""
 
-    def __init__(self, lookup: _Lookup, seed: int) -> None:
-        super().__init__(lookup.items)
-        self._lookup, self._seed = lookup, seed
-        self.changed: set[int] = set()
-
-    def load(self, row: int) -> torch.Tensor:
-        pixels, is_same = self._items.load_if(row, self._lookup.digests_of([row])[0], self._seed)
-        if not is_same:
-            self.changed.add(row)
-        return pixels
+def _of_finite_columns(computed: Computed) -> Iterator[tuple[np.ndarray, set[Column]]]:
+    """Masks of rows with the columns that are finite in all of them; every row once."""
+    columns = [slot.column for slot in computed.parts]
+    if not computed.not_finite:
+        yield np.ones(len(computed.rows), dtype=bool), set(columns)
+        return
+    finite = np.ones((len(computed.rows), len(columns)), dtype=bool)
+    for slot, mask in computed.not_finite.items():
+        finite[:, columns.index(slot.column)] = ~mask.numpy()
+    for pattern in np.unique(finite, axis=0):
+        found = {column for column, is_finite in zip(columns, pattern.tolist(), strict=True) if is_finite}
+        yield (finite == pattern).all(axis=1), found
 
 
 @dataclass
@@ -241,6 +258,8 @@ class _Lookup:
             self.errors[twin] = error if twin == row else self._error_at(twin, error)
 
     def _error_at(self, row: int, otherwise: ImageError) -> ImageError:
+        if isinstance(otherwise, NotFinite):
+            return otherwise.elsewhere(self.items.original_row(row), self.items[row].source)
         try:
             self.items.load(row)
         except ImageError as error:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import PIL
 import torchvision
 from PIL import ImageFile
 
 from featx.activations.engine import Recipe
+from featx.backbones.checkpoints import READER
 from featx.backbones.fingerprint import NoFingerprint
 from featx.backbones.weights import content_of
+from featx.exceptions import WeightsError
 from featx.images.decoding import POLICY
 from featx.images.preprocessing import CustomPreprocessing
 
 #: To be raised whenever the same key would stand for other values.
-_SCHEMA = 1
+_SCHEMA = 2
+
+
+#: Takes a question and what finds the answer; whoever has it from before need not find it again.
+Answering = Callable[[str, Callable[[], str]], str]
 
 
 class NoKey(Exception):
@@ -24,7 +31,11 @@ class NoKey(Exception):
 
 
 def describe_recipe(
-    recipe: Recipe, max_pixels: int, short_side: int | None, digest_of_file: Callable[[str], bytes]
+    recipe: Recipe,
+    max_pixels: int,
+    short_side: int | None,
+    digest_of_file: Callable[[str], bytes],
+    answer: Answering = lambda _, find: find(),
 ) -> str:
     """The recipe in words that differ wherever features can.
 
@@ -36,15 +47,19 @@ def describe_recipe(
         As of Items.
     digest_of_file : callable (str) -> bytes
         Stands for the content of a weights file.
+    answer : callable (str, callable () -> str) -> str
+        Remembers what tensors a weights file of some content gives; by default nothing is remembered.
 
     Raises
     ------
     NoKey
         The preprocessing is a callable without ``cache_key``, or the network has hooks.
+    WeightsError
+        A weights file cannot be read, or changes while it is.
     """
     decoding = (POLICY, max_pixels, PIL.__version__, torchvision.__version__, ImageFile.LOAD_TRUNCATED_IMAGES)
     parts = {
-        "network": _network(recipe, digest_of_file),
+        "network": _network(recipe, digest_of_file, answer),
         "preprocess": _preprocessing(recipe),
         "input": recipe.architecture.shape,
         "precision": recipe.precision,
@@ -54,19 +69,44 @@ def describe_recipe(
     return "; ".join(f"{name}: {value}" for name, value in parts.items())
 
 
-def _network(recipe: Recipe, digest_of_file: Callable[[str], bytes]) -> str:
+def _network(recipe: Recipe, digest_of_file: Callable[[str], bytes], answer: Answering) -> str:
     spec = recipe.spec
+    names = ("torch", "torchvision") if spec.backbone.family else ("torch", "torchvision", "timm")
+    libraries = [sys.modules[name] for name in names if name in sys.modules]
+    versions = " ".join(f"{library.__name__} {library.__version__}" for library in libraries)
     if not spec.backbone.named:
         try:
             content = recipe.network.fingerprint
         except NoFingerprint as error:
             raise NoKey(str(error)) from error
+    elif spec.weights.kind == "file":
+        content = _tensors_of_file(recipe, versions, digest_of_file, answer)
     else:
         content = content_of(spec.backbone, spec.weights, spec.seed, digest_of_file)
-    names = ("torch", "torchvision") if spec.backbone.family else ("torch", "torchvision", "timm")
-    libraries = [sys.modules[name] for name in names if name in sys.modules]
-    versions = " ".join(f"{library.__name__} {library.__version__}" for library in libraries)
     return f"{spec.backbone.label} {content} ({versions})"
+
+
+def _tensors_of_file(recipe: Recipe, versions: str, digest_of_file: Callable[[str], bytes], answer: Answering) -> str:
+    """What a file puts into the network, whatever stands around it; the file is read where nobody remembers."""
+    spec = recipe.spec
+    digest = digest_of_file(spec.weights.name)
+
+    def find() -> str:
+        content = spec.load(recipe.device, recipe.dtype).content
+        if digest_of_file(spec.weights.name) != digest:
+            raise changed(spec.weights.given)
+        return content
+
+    question = f"tensors {READER} {spec.backbone.label} {versions} {spec.weights.place!r} {digest.hex()}"
+    return answer(question, find)
+
+
+def changed(weights: Any) -> WeightsError:
+    """That a file of weights changed between two looks at it."""
+    return WeightsError(
+        f"A file of weights that stays as it is is expected, got weights={weights!r}, which changed "
+        "while it was read. Call again."
+    )
 
 
 def _preprocessing(recipe: Recipe) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from featx.backbones.layers import Layer
+from featx.backbones.tokens import COUNT, GRID
 from featx.exceptions import LayerError
 
 GEM_POWER = 3
@@ -113,7 +114,14 @@ def check_pooling(layer: Layer, pooling: str, grid: int) -> None:
     ------
     LayerError
     """
-    if pooling == "cls" and layer.layout != "vector" and not layer.n_prefix_tokens:
+    if layer.layout == "tokens" and layer.n_prefix_tokens is None and pooling != "flatten":
+        raise LayerError(
+            "A network that tells its class and register tokens from those of the image is expected for "
+            f"pooling={pooling!r}, got layer {layer.label!r} with {layer.shape[1]} tokens, and nothing says how many "
+            f"of them stand for no place. Set backbone.{COUNT} to the number that lead the others, as in "
+            f'backbone.{COUNT} = 1 (0 for none), or use pooling="flatten".'
+        )
+    if pooling == "cls" and layer.layout != "vector" and not layer.has_class_token:
         raise LayerError(
             f'A layer with a class token is expected for pooling="cls", got layer {layer.label!r} of layout '
             f'{layer.layout} without one. Use "avg", "max" or "gem".'
@@ -123,10 +131,11 @@ def check_pooling(layer: Layer, pooling: str, grid: int) -> None:
             f'A spatial layer is expected for pooling="map", got layer {layer.label!r} with output of shape '
             f"(n, {', '.join(map(str, layer.shape[1:]))}). Use a stage, such as layers=-1."
         )
-    if layer.layout == "tokens" and layer.spatial[1] == 1 < layer.spatial[0] and (grid > 1 or pooling == "map"):
+    if layer.layout == "tokens" and layer.grid is None and (pooling == "map" or (pooling != "cls" and grid > 1)):
         raise LayerError(
-            f"Tokens that fill a square are expected for grid={grid} and pooling={pooling!r}, got layer "
-            f"{layer.label!r} with {layer.spatial[0]} of them. Use grid=1."
+            f"Tokens that fill a grid are expected for pooling={pooling!r} and grid={grid}, got layer {layer.label!r} "
+            f"with {layer.spatial[0]} of them, and nothing says which. Set backbone.{GRID} = (rows, columns), or use "
+            'pooling="avg" and grid=1.'
         )
     if layer.layout == "other" and pooling != "flatten":
         raise LayerError(

@@ -23,6 +23,7 @@ import xxhash
 
 from featx._version import __version__
 from featx.activations.joining import normalised, side_by_side
+from featx.backbones.addresses import path_in, plain_address
 from featx.exceptions import FeatxError, StoreError
 from featx.images.sources import Items
 from featx.store import MOST_ROWS, Column, FeatureStore, Session, rows_in_memory
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 _PARAMETERS = ("backbone", "layers", "pooling", "grid", "normalize", "preprocess", "image_size", "decode", "max_pixels")
 _LIBRARIES = {"torch": "torch", "torchvision": "torchvision", "pillow": "PIL"}  # by distribution
 _FIRST_ROWS = 64  # looked up: new images should show before many were
+
+# What a wrong parameter, a file or a store makes of a look at it; the long way says it better.
+_TOLD_LATER = (FeatxError, OSError, ValueError, TypeError)
 
 _left: set[tuple[str, str]] = set()  # by this process: store and question
 
@@ -112,7 +116,7 @@ def question_of(estimator: Any, store: FeatureStore | None, *, make: bool) -> st
         if store is None or not _is_plain(estimator):
             return None
         return f"{_parameters(estimator)} {_versions()} {_as_loaded()} {_content(estimator.weights, store, make)}"
-    except Exception:  # whatever is wrong with the parameters or the disk: the long way says it better
+    except _TOLD_LATER:
         return None
 
 
@@ -124,7 +128,7 @@ def recall(question: str | None, store: FeatureStore | None) -> Remembered | Non
         opened = store._existing()
         text = None if opened is None else opened.index.answer(question)
         return None if text is None else Remembered.parse(text)
-    except (FeatxError, OSError, ValueError, TypeError):  # all that is lost is time
+    except _TOLD_LATER:  # all that is lost is time
         return None
 
 
@@ -171,20 +175,22 @@ def _parameters(estimator: Any) -> str:
 
 
 def _content(weights: Any, store: FeatureStore, make: bool) -> str:
-    """The name of published weights, or the content of a file.
+    """The name of published weights, or the content of a file and where in it to look.
 
     Raises
     ------
     FeatxError, OSError
         The file cannot be read, or there is no store yet.
+    TypeError
+        The weights are nothing that one can pass.
     """
-    name = None if weights is None else os.fspath(weights)
-    if name is None or "." not in name:
-        return repr(name)
+    address = plain_address(weights)
+    if not os.path.isfile(path_in(address)):
+        return repr(address)
     opened = store._open() if make else store._existing()
     if opened is None:
         raise StoreError("there is none yet")
-    return f"{name!r} {opened.index.digest_of_file(name).hex()}"
+    return f"{address!r} {opened.index.digest_of_file(path_in(address)).hex()}"
 
 
 @lru_cache

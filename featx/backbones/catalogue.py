@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -75,6 +74,8 @@ class Backbone:
         """
         from torch import nn
 
+        from featx.backbones.tracing import private_copy
+
         if self.entry is not None:
             return self.entry.build(weights)
         module = self.source if isinstance(self.source, nn.Module) else self.source()
@@ -83,7 +84,7 @@ class Backbone:
                 f"A callable backbone is expected to return a torch.nn.Module, got {type(module).__name__} "
                 f"from {self.label}. Pass the module itself, or a function without arguments that returns one."
             )
-        return _private_copy(module, self.label)
+        return private_copy(module, self.label)
 
 
 def resolve_backbone(backbone: object) -> Backbone:
@@ -119,26 +120,6 @@ def _unwrapped(module: nn.Module) -> nn.Module:
         return _unwrapped(module.module)
     compiled = getattr(module, "_orig_mod", None)
     return module if compiled is None else _unwrapped(compiled)
-
-
-def _private_copy(module: nn.Module, label: str) -> nn.Module:
-    """A copy to switch modes, devices and dtypes of; even a callable may return a module that somebody else trains."""
-    import torch
-    from torch.nn.parameter import is_lazy
-
-    tensors = [*module.parameters(), *module.buffers()]
-    if isinstance(module, torch.jit.ScriptModule) or any(map(is_lazy, tensors)):
-        raise BackboneError(
-            f"A torch.nn.Module with its parameters set is expected as backbone, got {label}, which is scripted or "
-            "lazy. Pass the module before torch.jit.script, or run one batch through it first."
-        )
-    try:
-        return copy.deepcopy(module)
-    except RuntimeError as error:
-        raise BackboneError(
-            f"A module that can be copied is expected as backbone, got {label}: {error} Remove what computes its "
-            "weights at every call (torch.nn.utils.remove_weight_norm), or keep tensors that require gradients out."
-        ) from error
 
 
 def _callable_key(function: Any) -> Hashable:

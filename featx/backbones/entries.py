@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import xxhash
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from featx.backbones import micro
 from featx.backbones.catalogue import EMBEDDED
 from featx.backbones.table import Family, family_of
-from featx.backbones.timm_models import PREFIX, timm_entry
+from featx.backbones.timm_models import PREFIX, cannot_be_built, timm_entry
 from featx.exceptions import WeightsError
 from featx.images.preprocessing import Preset
 from featx.randomness import private_generator
@@ -45,6 +46,10 @@ class Entry(Protocol):
         """Whether it takes images of its preset's size and no other."""
 
     @property
+    def is_resizable(self) -> bool:
+        """Whether one of fixed size can be built for another."""
+
+    @property
     def min_size(self) -> int:
         """Smallest image side that it takes, in pixels."""
 
@@ -61,8 +66,17 @@ class Entry(Protocol):
     def build(self, weights: str = "") -> nn.Module:
         """Construct the network that the weights fit, with random ones."""
 
-    def skeleton(self, weights: str = "") -> nn.Module:
-        """Construct it on the meta device."""
+    def skeleton(self, weights: str = "", side: int | None = None) -> nn.Module:
+        """Construct it on the meta device, for images of another side where one is given.
+
+        Raises
+        ------
+        BackboneError
+            It cannot be built for images of that side.
+        """
+
+    def resized(self, module: nn.Module, weights: str, side: int) -> nn.Module:
+        """The network with the same weights for images of another side: position embeddings are resampled."""
 
     def content(self, weights: str) -> str:
         """What identifies the content of published weights, together with that of `file`."""
@@ -72,6 +86,9 @@ class Entry(Protocol):
 
     def state(self, weights: str) -> dict[str, torch.Tensor]:
         """Fetch and read published weights."""
+
+    def rearranged(self, state: Mapping[str, torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor] | None:
+        """Tensors as the network's authors name them by the names of a module of it; None where nothing tells them."""
 
 
 @lru_cache(maxsize=256)
@@ -135,15 +152,36 @@ class _TableEntry:
     def preset_name(self, weights: str = "") -> str:
         return str(self._weights(weights))
 
+    @property
+    def is_resizable(self) -> bool:
+        return bool(self.family.size_option)
+
     def build(self, weights: str = "") -> nn.Module:
+        return self._built(self.preset(weights).crop)
+
+    def skeleton(self, weights: str = "", side: int | None = None) -> nn.Module:
+        with private_generator(0), ParametersMadeWith(device="meta"):
+            return (self.build(weights) if side is None else self._built_for_another(side)).to("meta")
+
+    def resized(self, module: nn.Module, weights: str, side: int) -> nn.Module:
+        from torchvision.models.vision_transformer import interpolate_embeddings
+
+        with torch.device("cpu"), private_generator(0), ParametersMadeWith(dtype=torch.float32):
+            other = self._built_for_another(side)
+        other.load_state_dict(interpolate_embeddings(side, cast(Any, module).patch_size, module.state_dict()))
+        return other
+
+    def _built(self, side: int) -> nn.Module:
         import torchvision
 
-        sized = {self.family.size_option: self.preset(weights).crop} if self.family.size_option else {}
+        sized = {self.family.size_option: side} if self.family.size_option else {}
         return torchvision.models.get_model(self.model, weights=None, **self.family.build_options, **sized)
 
-    def skeleton(self, weights: str = "") -> nn.Module:
-        with private_generator(0), ParametersMadeWith(device="meta"):
-            return self.build(weights).to("meta")
+    def _built_for_another(self, side: int) -> nn.Module:
+        try:
+            return self._built(side)
+        except AssertionError as error:  # of patches that do not fill the image
+            raise cannot_be_built(self.model, side, error) from error
 
     def content(self, weights: str) -> str:
         return self._place(weights).name  # which holds a hash, so that nothing need be fetched
@@ -170,6 +208,9 @@ class _TableEntry:
                 f'backbone="{EMBEDDED}", which needs no download.'
             ) from error
 
+    def rearranged(self, state: Mapping[str, torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor] | None:
+        return None  # the table's renames are all there is
+
     def _weights(self, weights: str) -> Any:
         available = _enum(self.model).__members__
         return available.get(weights or "IMAGENET1K_V1") or next(iter(available.values()))
@@ -191,7 +232,7 @@ class _EmbeddedEntry(_TableEntry):
     def preset_name(self, weights: str = "") -> str:
         return EMBEDDED
 
-    def build(self, weights: str = "") -> nn.Module:
+    def _built(self, side: int) -> nn.Module:
         return micro.FeatxMicro()
 
     def content(self, weights: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from torch import nn
 
 from featx.backbones.table import Family, stages_of
 from featx.backbones.timm_models import told_output, told_stages
-from featx.backbones.tracing import Call, prefix_tokens
+from featx.backbones.tokens import Places, Tokens, Told
+from featx.backbones.tracing import Call
 from featx.exceptions import LayerError
 
 _GLOBAL_POOLS = (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)
@@ -37,10 +37,14 @@ class Layer:
     shape : tuple of int
         For a batch of two images.
     layout : {"NCHW", "NHWC", "tokens", "vector", "other"}
-    n_prefix_tokens : int
-        Leading tokens that stand for no place in the image (the class token).
+    n_prefix_tokens : int or None
+        Leading tokens that stand for no place in the image (class and register tokens); None where nothing tells.
     position : int
         How many of the trace's calls run before the layer is known.
+    grid : (int, int) or None
+        Rows and columns that the other tokens fill; None where nothing tells, and for other layouts.
+    has_class_token : bool
+        Whether the first token is a class token.
     """
 
     label: str
@@ -49,8 +53,10 @@ class Layer:
     side: str
     shape: tuple[int, ...]
     layout: str
-    n_prefix_tokens: int
+    n_prefix_tokens: int | None
     position: int
+    grid: tuple[int, int] | None = None
+    has_class_token: bool = False
 
     @property
     def channels(self) -> int:
@@ -59,11 +65,9 @@ class Layer:
 
     @property
     def spatial(self) -> tuple[int, int]:
-        """Height and width in cells; (1, 1) for a vector, (tokens, 1) for tokens that fill no square."""
+        """Height and width in cells; (1, 1) for a vector, (tokens, 1) for tokens that fill no grid."""
         if self.layout == "tokens":
-            places = self.shape[1] - self.n_prefix_tokens
-            side = math.isqrt(places)
-            return (side, side) if side * side == places else (places, 1)
+            return self.grid or (self.shape[1] - (self.n_prefix_tokens or 0), 1)
         if self.layout in ("NCHW", "NHWC"):
             height, width = self.shape[-2:] if self.layout == "NCHW" else self.shape[1:3]
             return height, width
@@ -241,23 +245,15 @@ class Architecture:
                 f"A layer with one row per image is expected, got layers={label!r}, whose output has shape {shape} for "
                 "2 images. Read the module around it instead."
             )
-        prefix = 0
-        if layout == "tokens":
-            prefix = self._prefix_tokens(shape[1])
-        return Layer(label, name, call.index, side, shape, layout, prefix, position)
+        tokens = self._tokens.places(name, shape[1], position) if layout == "tokens" else Places(0)
+        return Layer(
+            label, name, call.index, side, shape, layout, tokens.n_prefix, position, tokens.grid, tokens.has_class
+        )
 
-    def _prefix_tokens(self, n_tokens: int) -> int:
-        if self.family is not None:
-            return self.family.n_prefix_tokens
-        own = getattr(self.module, "num_prefix_tokens", None)  # timm's networks say it themselves
-        if not isinstance(own, int):
-            return prefix_tokens(n_tokens)
-        joined_later = _is_square(n_tokens) and not _is_square(n_tokens - own)
-        return 0 if joined_later else own
-
-
-def _is_square(number: int) -> bool:
-    return math.isqrt(number) ** 2 == number
+    @cached_property
+    def _tokens(self) -> Tokens:
+        told = None if self.family is None else Told(self.family.n_prefix_tokens, self.family.n_prefix_tokens > 0)
+        return Tokens(self.module, self.calls, self.shape[1:], told)
 
 
 def _flatten(root: nn.Module, names: Iterable[str]) -> list[str]:

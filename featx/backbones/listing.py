@@ -53,5 +53,5 @@ def architecture_of(backbone: object, image_size: int | None = None) -> Architec
     from featx.backbones.networks import network_spec
 
     entry = resolve_backbone(backbone).entry
-    spec = network_spec(backbone, None if entry and not entry.published else "DEFAULT", seed=0)
+    spec = network_spec(backbone, None if entry and not entry.published else "DEFAULT", 0, image_size)
     return spec.architecture(None if image_size is None else spec.square(image_size))

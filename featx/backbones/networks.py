@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
@@ -11,12 +12,14 @@ from functools import cached_property, lru_cache
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from featx.backbones.catalogue import Backbone, resolve_backbone
 from featx.backbones.entries import Entry
 from featx.backbones.fingerprint import fingerprint
 from featx.backbones.folding import Folded, fold, is_foldable
 from featx.backbones.layers import Architecture, Layer
+from featx.backbones.presets import preset_of_module
 from featx.backbones.tracing import trace, with_measured_layouts
 from featx.backbones.weights import Weights, build_with_weights, preset_of, resolve_weights
 from featx.exceptions import BackboneError
@@ -24,6 +27,8 @@ from featx.images.preprocessing import Preset
 
 # A grid search over backbones needs a few at once; a notebook that tries fifty must not hold them all.
 _MOST_LOADED = 8
+
+_TOLD: set[str] = set()  # by this process, of notes
 
 
 @dataclass(frozen=True)
@@ -35,17 +40,28 @@ class Network:
     module : nn.Module
         Shared by everyone in the process: hold ``lock`` while hooks are attached to it.
     missing : frozenset of str
-        Modules of the head that a weights file had no tensors for; their values mean nothing.
+        Modules of the head that a weights file had no tensors for, or none that fit; their values mean nothing.
+    content : str
+        What identifies the tensors that a weights file gave; empty without a file.
+    note : str
+        How a weights file was read, where that is not plain; empty otherwise.
     """
 
     module: nn.Module
     missing: frozenset[str]
+    content: str = ""
+    note: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
     _architectures: dict[Hashable, Architecture] = field(default_factory=dict)
 
-    def architecture(self, backbone: Backbone, shape: tuple[int, int, int] | None, own: int) -> Architecture:
+    def tell_note(self) -> None:
+        """Say to stderr how a weights file was read, where that is not plain; once per process."""
+        if self.note and self.note not in _TOLD:
+            _TOLD.add(self.note)
+            tqdm.write(self.note, file=sys.stderr)
+
+    def architecture(self, backbone: Backbone, shape: tuple[int, int, int]) -> Architecture:
         """What can be read from it, traced once per shape of images."""
-        shape = shape or (_channels_of(self.module), own, own)
         with self.lock:  # the trace copies the module, and must not copy another thread's taps with it
             if shape not in self._architectures:
                 self._architectures[shape] = _architecture(backbone, self.module, shape)
@@ -72,54 +88,86 @@ class Network:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """Which network, with which weights: everything but the tensors."""
+    """Which network, with which weights: everything but the tensors.
+
+    Attributes
+    ----------
+    backbone : Backbone
+    weights : Weights
+    seed : int
+    image_size : int or None
+        Side of the images, in pixels, that a network is built for which takes one size only; None for its weights'.
+    """
 
     backbone: Backbone
     weights: Weights
     seed: int
+    image_size: int | None = None
 
     @property
     def _seed(self) -> int:
         """The seed where it decides anything: a meta-estimator that seeds its clones must not load one network each."""
         return self.seed if self.weights.kind == "random" else 0
 
-    @property
+    @cached_property
     def preset(self) -> Preset:
-        """Preprocessing that belongs to the weights."""
-        return preset_of(self.backbone, self.weights)
+        """Preprocessing that belongs to the weights; of a callable's, what it returns is asked."""
+        return preset_of(self.backbone, self.weights) if self.backbone.named else preset_of_module(self._foreign)
 
     def architecture(self, shape: tuple[int, int, int] | None = None) -> Architecture:
         """What can be read from the network when it sees images of ``shape``; loads no weights of named networks.
 
         ``shape`` is (channels, height, width) in pixels; None means what the weights were trained with.
         """
-        own = self.preset.crop
+        shape = shape or self.square(self._side or self.preset.crop)
         if self.backbone.entry is not None:
-            shape = shape or (3, own, own)
-            _check_image_size(self.backbone.label, self.backbone.entry, own, shape)
-            return _named_architecture(self.backbone, self.weights.published, shape)
-        if self.backbone.key is None and isinstance(self.backbone.source, nn.Module):
-            module = self.backbone.source
-            return _architecture(self.backbone, module, shape or (_channels_of(module), own, own))
-        return self.load("cpu", torch.float32).architecture(self.backbone, shape, own)
+            _check_image_size(self.backbone.label, self.backbone.entry, self._side or self.preset.crop, shape)
+            return _named_architecture(self.backbone, self.weights.published, self._side, shape)
+        if self._is_module:
+            return _architecture(self.backbone, self._foreign, shape)
+        return self._loaded.architecture(self.backbone, shape)
 
     def square(self, size: int) -> tuple[int, int, int]:
         """Shape (channels, size, size) of the images that the network takes."""
-        known = self.backbone.named or not isinstance(self.backbone.source, nn.Module)
-        return (3 if known else _channels_of(self.backbone.source)), size, size
+        return (3 if self.backbone.named else _channels_of(self._foreign)), size, size
+
+    @property
+    def _side(self) -> int | None:
+        """The side that the network is built for where it is another than that of its weights."""
+        entry = self.backbone.entry
+        if self.image_size is None or entry is None or not (entry.fixed_size and entry.is_resizable):
+            return None
+        return None if self.image_size == self.preset.crop else self.image_size
+
+    @property
+    def _is_module(self) -> bool:
+        return self.backbone.key is None and isinstance(self.backbone.source, nn.Module)
+
+    @property
+    def _foreign(self) -> nn.Module:
+        """A network that has no name: structure and attributes, not to be run or changed."""
+        return self.backbone.source if self._is_module else self._loaded.module
+
+    @cached_property
+    def _loaded(self) -> Network:
+        """What a callable returns; one that nothing tells from another is called once per call of featx."""
+        return self.load("cpu", torch.float32)
 
     def load(self, device: str, dtype: torch.dtype) -> Network:
         """The network, from this process's shelf where it is there; a module of the user's is copied anew each time."""
         if self.backbone.key is None:
             return self._load(device, dtype)
-        key = (self.backbone.key, self.weights.key(self.backbone), self._seed, device, dtype)
+        key = (self.backbone.key, self.weights.key(self.backbone), self._seed, self._side, device, dtype)
         return _SHELF.get(key, lambda: self._load(device, dtype))
 
     def _load(self, device: str, dtype: torch.dtype) -> Network:
-        module, missing = build_with_weights(self.backbone, self.weights, self._seed)
+        loaded = build_with_weights(self.backbone, self.weights, self._seed)
+        module = loaded.module
+        if self.backbone.entry is not None and self._side is not None:
+            module = self.backbone.entry.resized(module, self.weights.published, self._side)
         module.eval().requires_grad_(False)
         module = module.to(device, dtype).to(memory_format=torch.channels_last)
-        return Network(module, missing)
+        return Network(module, loaded.missing, loaded.content, loaded.note)
 
 
 class _Shelf:
@@ -152,30 +200,34 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_locks)
 
 
-def _check_image_size(model: str, entry: Entry, own: int, shape: tuple[int, int, int]) -> None:
-    size = min(shape[1:])
-    if entry.fixed_size and shape[1:] != (own, own):
+def _check_image_size(model: str, entry: Entry, built_for: int, shape: tuple[int, int, int]) -> None:
+    _, height, width = shape
+    size = min(height, width)
+    if entry.fixed_size and (height, width) != (built_for, built_for):
+        other = f"Set image_size={size}" if entry.is_resizable and height == width else "Leave image_size=None"
         raise BackboneError(
-            f"{model} takes images of {own} x {own} pixels only, got image_size={size}. Leave image_size=None, or take "
+            f"{model} takes images of {built_for} x {built_for} pixels only, got {height} x {width}. {other}, or take "
             "a convolutional backbone."
         )
-    if size < entry.min_size:
+    if not entry.fixed_size and size < entry.min_size:
         raise BackboneError(
             f"{model} takes images of at least {entry.min_size} x {entry.min_size} pixels, got image_size={size}. "
             "Raise image_size."
         )
 
 
-def network_spec(backbone: object, weights: object, seed: int) -> NetworkSpec:
-    """Check a user's ``backbone`` and ``weights`` without loading anything."""
+def network_spec(backbone: object, weights: object, seed: int, image_size: int | None = None) -> NetworkSpec:
+    """Check a user's ``backbone``, ``weights`` and ``image_size`` without loading anything."""
     resolved = resolve_backbone(backbone)
-    return NetworkSpec(resolved, resolve_weights(resolved, weights), seed)
+    return NetworkSpec(resolved, resolve_weights(resolved, weights), seed, image_size)
 
 
 @lru_cache(maxsize=64)
-def _named_architecture(backbone: Backbone, weights: str, shape: tuple[int, int, int]) -> Architecture:
+def _named_architecture(
+    backbone: Backbone, weights: str, side: int | None, shape: tuple[int, int, int]
+) -> Architecture:
     assert backbone.entry is not None
-    return _architecture(backbone, backbone.entry.skeleton(weights), shape)
+    return _architecture(backbone, backbone.entry.skeleton(weights, side), shape)
 
 
 def _architecture(backbone: Backbone, module: nn.Module, shape: tuple[int, int, int]) -> Architecture:

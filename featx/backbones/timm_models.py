@@ -70,6 +70,7 @@ class TimmEntry:
 
     family = None
     min_size = 1
+    is_resizable = True
 
     @property
     def head(self) -> tuple[str, ...]:
@@ -98,24 +99,7 @@ class TimmEntry:
         BackboneError
             It is none that resizes and crops to a square.
         """
-        from timm.data import resolve_data_config
-
-        config = resolve_data_config(pretrained_cfg=self._config(weights).to_dict())
-        _, height, width = config["input_size"]
-        kind = {"center": Preset, "squash": SquashPreset}.get(config["crop_mode"])
-        if kind is None or height != width:
-            raise BackboneError(
-                f"A network for square images, cropped or squashed, is expected, got {self._name(weights)!r} for "
-                f"{height} x {width} pixels with crop_mode={config['crop_mode']!r}. Build it yourself, and pass it as "
-                "a callable with preprocess=timm.data.create_transform(...)."
-            )
-        return kind(
-            resize=math.floor(height / config["crop_pct"]),
-            crop=height,
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-            interpolation=config["interpolation"],
-        )
+        return _preset_of(self._config(weights).to_dict(), self._name(weights))
 
     def preset_name(self, weights: str = "") -> str:
         """The network's name with its tag."""
@@ -125,10 +109,25 @@ class TimmEntry:
         """Construct the network that the weights fit, with random ones."""
         return self._create(weights)
 
-    def skeleton(self, weights: str = "") -> nn.Module:
-        """Construct it on the meta device."""
+    def skeleton(self, weights: str = "", side: int | None = None) -> nn.Module:
+        """Construct it on the meta device, for images of another side where one is given."""
         with private_generator(0), torch.device("meta"):
-            return self._create(weights)
+            return self._create(weights) if side is None else self._created_for(side, weights)
+
+    def resized(self, module: nn.Module, weights: str, side: int) -> nn.Module:
+        """The network with the same weights for images of another side: timm resamples what depends on it."""
+        with private_generator(0), torch.device("cpu"):
+            other = self._created_for(side, weights).to(torch.float32)
+            adapt = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", lambda state, _: state)
+            try:
+                other.load_state_dict(adapt(module.state_dict(), other))
+            except (RuntimeError, ValueError) as error:
+                raise BackboneError(
+                    f"A network whose weights timm can take to images of {side} x {side} pixels is expected, got "
+                    f"{self._name(weights)}, whose weights stay as they are. Leave image_size=None, or take another "
+                    "backbone."
+                ) from error
+        return other
 
     def content(self, weights: str) -> str:
         """The tag, which promises nothing of what is in the file."""
@@ -168,10 +167,32 @@ class TimmEntry:
                 f"(delete the file): {error}."
             ) from error
 
+    def rearranged(self, state: Mapping[str, torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor] | None:
+        """Tensors as the network's authors published them by timm's names; None where timm does not know them.
+
+        timm would also interpolate what is of another size, such as places for another image size: that is another
+        network, and None.
+        """
+        rename = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
+        try:
+            found = rename(dict(state), module) if rename is not None else None
+        except Exception:  # made for files of one kind, it fails with others in any way
+            return None
+        if not isinstance(found, dict):
+            return None
+        resized = (name for name in found.keys() & state.keys() if found[name].numel() != state[name].numel())
+        return None if any(resized) else found
+
     def _create(self, weights: str, **options: Any) -> nn.Module:
         import timm
 
         return timm.create_model(self.model, pretrained_cfg=self._tag(weights) or None, **options)
+
+    def _created_for(self, side: int, weights: str) -> nn.Module:
+        try:
+            return self._create(weights, img_size=side)
+        except (TypeError, AssertionError, ValueError, RuntimeError, ZeroDivisionError) as error:
+            raise cannot_be_built(self._name(weights), side, error) from error
 
     def _config(self, weights: str = "") -> Any:
         from timm.models import resolve_pretrained_cfg
@@ -183,6 +204,56 @@ class TimmEntry:
 
     def _name(self, weights: str) -> str:
         return f"{PREFIX}{self.model}.{self._tag(weights)}".rstrip(".")
+
+
+def cannot_be_built(model: str, side: int, error: Exception) -> BackboneError:
+    """That a network of fixed size does not come in another."""
+    why = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return BackboneError(
+        f"A side that {model} can be built for is expected, got image_size={side}: {why}. Take a multiple of the side "
+        "of its patches, leave image_size=None, or take a convolutional backbone."
+    )
+
+
+def _preset_of(config: Mapping[str, Any], name: str, side: int | None = None) -> Preset:
+    """The evaluation transform that timm makes of a configuration, for images of a side where one is given."""
+    from timm.data import resolve_data_config
+
+    found = resolve_data_config(pretrained_cfg=dict(config))
+    _, height, width = found["input_size"]
+    kind = {"center": Preset, "squash": SquashPreset}.get(found["crop_mode"])
+    if kind is None or height != width:
+        raise BackboneError(
+            f"A network for square images, cropped or squashed, is expected, got {name!r} for {height} x {width} "
+            f"pixels with crop_mode={found['crop_mode']!r}. Build it yourself, and pass it as a callable with "
+            "preprocess=timm.data.create_transform(...)."
+        )
+    return kind(
+        resize=math.floor(height / found["crop_pct"]),
+        crop=height,
+        mean=tuple(found["mean"]),
+        std=tuple(found["std"]),
+        interpolation=found["interpolation"],
+    ).scaled(side)
+
+
+def told_preset(module: nn.Module) -> Preset | None:
+    """The evaluation transform of a network of timm's, for the size that it is built for; None for others.
+
+    Raises
+    ------
+    BackboneError
+        It is none that resizes and crops to a square.
+    """
+    config = getattr(module, "pretrained_cfg", None)
+    if not config or "timm" not in sys.modules:
+        return None
+    config = dict(config if isinstance(config, Mapping) else config.to_dict())
+    built_for = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    if built_for is not None and built_for[0] != built_for[1]:
+        config["input_size"] = (3, *built_for)
+    side = None if built_for is None else built_for[0]
+    return _preset_of(config, config.get("architecture") or type(module).__name__, side)
 
 
 def _from_hub(config: Any) -> Path:

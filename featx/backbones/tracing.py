@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from featx.exceptions import BackboneError
 
@@ -128,6 +128,30 @@ def _of_square(shape: tuple[int, ...], layout: str) -> str:
     return "NCHW" if shape[2] == shape[3] else "NHWC" if shape[1] == shape[2] else layout
 
 
+def private_copy(module: nn.Module, label: str) -> nn.Module:
+    """A copy to switch modes, devices and dtypes of; even a callable may return a module that somebody else trains.
+
+    Raises
+    ------
+    BackboneError
+        The module is scripted, lazy, or computes some of its weights at every call.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    if isinstance(module, torch.jit.ScriptModule) or any(map(is_lazy, tensors)):
+        raise BackboneError(
+            f"A torch.nn.Module with its parameters set is expected as backbone, got {label}, which is scripted or "
+            "lazy. Pass the module before torch.jit.script, or run one batch through it first."
+        )
+    try:
+        return copy.deepcopy(module)
+    except (RuntimeError, TypeError, ValueError, copy.Error) as error:
+        raise BackboneError(
+            f"A module that can be copied is expected as backbone, got {label}: {error} Remove what computes its "
+            "weights at every call (torch.nn.utils.remove_weight_norm), tensors that require gradients, and what "
+            "copy.deepcopy cannot take."
+        ) from error
+
+
 def copy_to_meta(module: nn.Module) -> nn.Module:
     """A copy of the structure, whose tensors have shapes and no values."""
     # The memo makes deepcopy take empty tensors in place of copying the weights.
@@ -142,10 +166,9 @@ def _empty_like(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _run_on_black_images(module: nn.Module, shape: tuple[int, int, int]) -> tuple[Call, ...]:
+    copied = private_copy(module, type(module).__name__).to("cpu", torch.float32)
     try:
-        return _run(
-            copy.deepcopy(module).to("cpu", torch.float32), torch.zeros(2, *shape, dtype=torch.float32, device="cpu")
-        )
+        return _run(copied, torch.zeros(2, *shape, dtype=torch.float32, device="cpu"))
     except Exception as error:
         raise _refused(module, shape, error) from error
 
@@ -216,8 +239,3 @@ class _Recorder:
 
 def _layout_of_shape(ndim: int, image_layout: str) -> str:
     return {2: "vector", 3: "tokens", 4: image_layout}.get(ndim, "other")
-
-
-def prefix_tokens(n_tokens: int) -> int:
-    """How many leading tokens stand beside a square grid: 1 for 197 = 1 + 14 x 14, 0 for 196."""
-    return 1 if n_tokens > 1 and math.isqrt(n_tokens - 1) ** 2 == n_tokens - 1 else 0

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from featx.backbones.addresses import Address, plain_address
 from featx.backbones.catalogue import EMBEDDED, Backbone
+from featx.backbones.checkpoints import read_checkpoint
 from featx.backbones.entries import ParametersMadeWith, entry_of, preset_from
+from featx.backbones.fingerprint import digest_of_tensors
+from featx.backbones.readings import Demand, Reading, fullest_of_agreeing, readings_of, rearranged
 from featx.backbones.timm_models import PREFIX
 from featx.exceptions import WeightsError
 from featx.images.preprocessing import Preset
 from featx.randomness import private_generator
-
-_SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,18 @@ class Weights:
     kind : {"published", "file", "random", "as-is"}
     name : str
         Name of the published weights, or the path.
+    place : str or None
+        Key of a file's content under which to look; None for everywhere.
     """
 
     kind: str
     name: str = ""
+    place: str | None = None
+
+    @property
+    def given(self) -> Address:
+        """As a user writes it."""
+        return self.name if self.place is None else (self.name, self.place)
 
     @property
     def published(self) -> str:
@@ -59,7 +68,7 @@ class Weights:
         except OSError as error:
             raise WeightsError(_no_such_file(file)) from error
         times = stat.st_mtime_ns, stat.st_ctime_ns
-        return self.kind, os.path.realpath(file), stat.st_dev, stat.st_ino, stat.st_size, *times
+        return self.kind, self.place, os.path.realpath(file), stat.st_dev, stat.st_ino, stat.st_size, *times
 
 
 def resolve_weights(backbone: Backbone, weights: object) -> Weights:
@@ -70,32 +79,62 @@ def resolve_weights(backbone: Backbone, weights: object) -> Weights:
     WeightsError
         The name is unknown for this backbone, the file does not exist, or its kind is unknown.
     """
-    if weights is None:
+    try:
+        address = plain_address(weights)
+    except TypeError as error:
+        raise WeightsError(
+            "weights is expected to be a name, a path, a pair of a path and a key of the file's content, or None, got "
+            f"weights={weights!r}."
+        ) from error
+    if address is None:
         return Weights("random")
-    if not isinstance(weights, (str, os.PathLike)):
-        raise WeightsError(f"weights is expected to be a name, a path or None, got weights={weights!r}.")
-    name = os.fspath(weights)
-    if name == "DEFAULT" and not backbone.named:
+    if isinstance(address, tuple):
+        return Weights("file", _file(address[0]), address[1])
+    if address == "DEFAULT" and not backbone.named:
         return Weights("as-is")
     published = [] if backbone.entry is None else backbone.entry.published
-    if name in published:
-        return Weights("published", name)
-    if name.endswith(_SUFFIXES):
-        if not os.path.isfile(name):
-            raise WeightsError(_no_such_file(name))
-        return Weights("file", name)
-    near = get_close_matches(name, published, n=2, cutoff=0.4) or published
+    if address in published:
+        return Weights("published", address)
+    if isinstance(weights, os.PathLike) or os.path.exists(address) or _looks_like_path(address):
+        return Weights("file", _file(address))
+    near = get_close_matches(address, published, n=2, cutoff=0.4) or published
     expected = ", ".join([*map(repr, near), "None"])
     raise WeightsError(
-        f"weights is expected to be {expected}, or the path of a .safetensors or .pth file for backbone "
-        f"{backbone.label!r}, got weights={name!r}."
+        f"weights is expected to be {expected}, or the path of a file of tensors for backbone {backbone.label!r}, got "
+        f"weights={address!r}, and there is no such file."
     )
+
+
+def _looks_like_path(text: str) -> bool:
+    return "." in text or os.sep in text or "/" in text
+
+
+def _file(path: str) -> str:
+    """The path, if it is that of a file.
+
+    Raises
+    ------
+    WeightsError
+    """
+    if os.path.isdir(path):
+        raise WeightsError(
+            f"The path of a file of tensors is expected, got weights={path!r}, which is a folder. Name the file in it"
+            f"{_listed(sorted(os.listdir(path))[:3])}."
+        )
+    if not os.path.isfile(path):
+        raise WeightsError(_no_such_file(path))
+    return path
+
+
+def _listed(names: list[str]) -> str:
+    return f" ({', '.join(names)}, ...)" if names else ""
 
 
 @lru_cache(maxsize=256)
 def preset_of(backbone: Backbone, weights: Weights) -> Preset:
-    """Preprocessing that the weights were trained with; for a file or None that of the network's usual weights."""
-    return Preset(resize=256, crop=224) if backbone.entry is None else backbone.entry.preset(weights.published)
+    """Preprocessing that a named network's weights were trained with; for a file or None that of its usual weights."""
+    assert backbone.entry is not None
+    return backbone.entry.preset(weights.published)
 
 
 def preset_named(name: str) -> Preset:
@@ -127,7 +166,7 @@ def preset_name(backbone: Backbone, weights: Weights) -> str:
 
 
 def content_of(backbone: Backbone, weights: Weights, seed: int, digest_of_file: Callable[[str], bytes]) -> str:
-    """What identifies the tensors of a named network, without loading them."""
+    """What identifies the tensors of a named network, published or random, without loading them."""
     if weights.kind == "random":
         return f"random {seed}"
     published = [backbone.entry.content(weights.name)] if backbone.entry and weights.published else []
@@ -135,8 +174,30 @@ def content_of(backbone: Backbone, weights: Weights, seed: int, digest_of_file: 
     return " ".join([*published, *([] if file is None else [digest_of_file(file).hex()])])
 
 
-def build_with_weights(backbone: Backbone, weights: Weights, seed: int) -> tuple[nn.Module, frozenset[str]]:
-    """The network on the CPU in float32, and the names of its modules for which a file had no weights.
+@dataclass(frozen=True)
+class Loaded:
+    """A network with its tensors.
+
+    Attributes
+    ----------
+    module : nn.Module
+        On the CPU, in float32.
+    missing : frozenset of str
+        Modules of the head that a file had no tensors for, or none that fit.
+    content : str
+        What identifies the tensors that a file gave, by the names that the network has for them; empty without a file.
+    note : str
+        How a file was read, where that is not plain; empty otherwise.
+    """
+
+    module: nn.Module
+    missing: frozenset[str] = frozenset()
+    content: str = ""
+    note: str = ""
+
+
+def build_with_weights(backbone: Backbone, weights: Weights, seed: int) -> Loaded:
+    """The network with its tensors.
 
     Raises
     ------
@@ -145,14 +206,19 @@ def build_with_weights(backbone: Backbone, weights: Weights, seed: int) -> tuple
     """
     with torch.device("cpu"), private_generator(seed), ParametersMadeWith(dtype=torch.float32):
         module = backbone.build(weights.published)
-    missing: frozenset[str] = frozenset()
-    if backbone.entry is not None and weights.kind == "published":
-        missing = _load(module, backbone, backbone.entry.state(weights.name), weights.name)
-    elif weights.kind == "file":
-        missing = _load(module, backbone, _read_file(Path(weights.name)), weights.name)
-    elif weights.kind == "random" and not backbone.named:
+    if weights.kind == "random" and not backbone.named:
         _reinitialise(module, backbone, seed)
-    return module.to(torch.float32), missing
+    module = module.to(torch.float32)
+    if backbone.entry is not None and weights.kind == "published":
+        reading = _reading_of(backbone.entry.state(weights.name), module, backbone, weights)
+        return Loaded(_filled(module, backbone, reading.tensors), reading.missing)
+    if weights.kind == "file":
+        reading = _reading_of(read_checkpoint(weights.name), module, backbone, weights)
+        module = _filled(module, backbone, reading.tensors)
+        state = module.state_dict()
+        content = digest_of_tensors({name: state[name] for name in reading.tensors})
+        return Loaded(module, reading.missing, content, _note(reading, weights))
+    return Loaded(module)
 
 
 def _reinitialise(module: nn.Module, backbone: Backbone, seed: int) -> None:
@@ -168,64 +234,67 @@ def _reinitialise(module: nn.Module, backbone: Backbone, seed: int) -> None:
             child.reset_parameters()  # type: ignore[operator]
 
 
-def _read_file(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+def _reading_of(found: Mapping[str, torch.Tensor], module: nn.Module, backbone: Backbone, weights: Weights) -> Reading:
+    """The one way to read a file's tensors that fits the network.
 
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, pickle and zip each have errors of their own
+    Raises
+    ------
+    WeightsError
+        There is none, or several have different tensors.
+    """
+    if backbone.family is not None:
+        found = {backbone.family.renamed(name): tensor for name, tensor in found.items()}
+    demand = Demand(module.state_dict(), () if backbone.entry is None else backbone.entry.head)
+    readings = readings_of(found, demand, weights.place)
+    fitting = [reading for reading in readings if reading.fits]
+    if not fitting and (entry := backbone.entry) is not None:
+        fitting = rearranged(found, demand, weights.place, lambda state: entry.rearranged(state, module))
+    if not readings:
+        tops = dict.fromkeys(name.partition(".")[0] for name in found)
         raise WeightsError(
-            f"A file of tensors is expected, got weights={str(path)!r}, which cannot be read: {error}. "
-            "Save it again with safetensors.torch.save_file(model.state_dict(), path)."
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        shown = sorted(map(str, state))[:5] if isinstance(state, dict) else type(state).__name__
-        raise WeightsError(
-            f"A state_dict (names to tensors) is expected in weights={str(path)!r}, got {shown}. "
-            "Save model.state_dict() alone."
+            f"A key of the content of {weights.name!r} is expected, got weights={weights.given!r}. Take one of "
+            f"{_shorten([*map(repr, tops)])}, or one with dots for what lies deeper."
         )
-    return state
-
-
-def _load(module: nn.Module, backbone: Backbone, state: dict[str, torch.Tensor], name: str) -> frozenset[str]:
-    """Put tensors into a network; only a head may lack its own."""
-    family, entry = backbone.family, backbone.entry
-    if family is not None:
-        state = {family.renamed(key): value for key, value in state.items()}
-    expected = module.state_dict()
-    head = () if entry is None else tuple(f"{child}." for child in entry.head)
-    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
-    problems = {
-        "missing": [key for key in missing if not key.startswith(head)],
-        "unexpected": [key for key in state if key not in expected and not key.startswith(head)],
-        "of another shape": [
-            f"{key} {tuple(value.shape)} in place of {tuple(expected[key].shape)}"
-            for key, value in state.items()
-            if key in expected and value.shape != expected[key].shape
-        ],
-    }
-    if any(problems.values()):
-        only_head = all(key.startswith(head) for keys in problems.values() for key in keys) and bool(head)
-        listed = "; ".join(f"{kind}: {_shorten(keys)}" for kind, keys in problems.items() if keys)
+    if not fitting:
+        raise _does_not_fit(readings[0], backbone, weights)
+    reading = fullest_of_agreeing(fitting)
+    if reading is None:
+        places = [repr(reading.place) for reading in fitting]
         raise WeightsError(
-            f"Weights for {backbone.label} are expected, got weights={name!r} with keys {listed}. "
-            + (
-                f"Delete the keys of the head ({', '.join(head)}) from the file."
-                if only_head
-                else "Check that the file belongs to this backbone."
-            )
+            f"One network that fits {backbone.label} is expected, got weights={weights.given!r} with {len(places)} of "
+            f"different tensors, under {_shorten(places)}. Choose one, as in "
+            f"weights={(weights.name, fitting[0].place)}."
         )
-    versioned = OrderedDict(state)
-    versioned._metadata = expected._metadata  # type: ignore[attr-defined]  # MNASNet refuses a state without version
+    return reading
+
+
+def _does_not_fit(reading: Reading, backbone: Backbone, weights: Weights) -> WeightsError:
+    listed = "; ".join(f"{kind}: {_shorten(names)}" for kind, names in reading.problems.items() if names)
+    under = f" under {reading.place!r}" if reading.place else ""
+    return WeightsError(
+        f"Weights for {backbone.label} are expected, got weights={weights.given!r} with keys{under} {listed}. Name the "
+        "backbone that they were made for, or pass a file for this one."
+    )
+
+
+def _filled(module: nn.Module, backbone: Backbone, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The network with some tensors in their places."""
+    versioned = OrderedDict(tensors)
+    # MNASNet refuses a state without version.
+    versioned._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
     module.load_state_dict(versioned, strict=False)
-    if family is not None:
-        for attribute, value in family.pretrained_attributes.items():
+    if backbone.family is not None:
+        for attribute, value in backbone.family.pretrained_attributes.items():
             setattr(module, attribute, value)
-    # torchvision publishes VGG16 features with a head of NaN, which is as good as none.
-    empty = [key for key, value in state.items() if key.startswith(head) and not value.isfinite().all()]
-    return frozenset(key.rpartition(".")[0] for key in missing + empty)
+    return module
+
+
+def _note(reading: Reading, weights: Weights) -> str:
+    """How a file was read, where there was something to decide."""
+    head = sorted(reading.misfits_of_head & reading.missing)
+    parts = [f"tensors under {reading.place!r}"] if reading.place else []
+    parts += [f"without {', '.join(head)}, which the file has in another shape"] if head else []
+    return f"{weights.name}: read {', '.join(parts)}." if parts else ""
 
 
 def _shorten(keys: list[str], most: int = 6) -> str:
@@ -233,7 +302,9 @@ def _shorten(keys: list[str], most: int = 6) -> str:
 
 
 def _no_such_file(path: str) -> str:
+    if "://" in path:
+        return f"The path of a file of tensors is expected, got weights={path!r}. Download it, and pass where it is."
     return (
-        f"The path of an existing .safetensors or .pth file is expected, got weights={path!r} "
-        f"(looked in {os.path.dirname(os.path.abspath(path))!r}). Check the path."
+        f"The path of an existing file of tensors is expected, got weights={path!r} "
+        f"(looked in {os.path.dirname(os.path.abspath(path))!r}). Correct the path."
     )

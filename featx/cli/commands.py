@@ -6,6 +6,7 @@ import click
 
 from featx._version import __version__
 from featx.cli.cache import cache
+from featx.cli.check import check
 from featx.cli.demo import demo
 from featx.cli.extract import extract
 from featx.cli.fit import fit
@@ -31,5 +32,5 @@ def featx() -> None:
     """
 
 
-for _command in (layers, fit, predict, search, extract, similar, cache, demo):
+for _command in (check, layers, fit, predict, search, extract, similar, cache, demo):
     featx.add_command(_command)

@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 
+from featx.backbones.addresses import path_in
 from featx.classifier import FineTuneClassifier
 from featx.cli.files import OutputFile
 from featx.cli.models import SAFE, readable, save_model
@@ -19,6 +20,7 @@ from featx.cli.options import (
     Machine,
     Reading,
     backbone_option,
+    classes_option,
     example,
     extractor_for,
     pooling_option,
@@ -47,6 +49,7 @@ _FOLDS, _FOLDS_TUNED = 5, 3
     required=True,
     help="File to write: .joblib, or with --fine-tune also .safetensors, from which no code can run.",
 )
+@classes_option
 @backbone_option
 @click.option(
     "--layers",
@@ -81,6 +84,7 @@ _FOLDS, _FOLDS_TUNED = 5, 3
 def fit(
     photos: str,
     output: Path,
+    classes: list[str] | None,
     backbone: str,
     layers: list[str | int] | None,
     pooling: str,
@@ -102,7 +106,7 @@ def fit(
         raise click.UsageError(f"{SAFE} is expected with --fine-tune only. Name the model .joblib.")
     if not fine_tune:
         refuse_given(["freeze", "epochs"], "goes with --fine-tune only")
-    paths, y = list_labelled(photos, console)
+    paths, y = list_labelled(photos, classes, console)
     with machine.store() as store:
         if fine_tune:
             params = {
@@ -118,7 +122,7 @@ def fit(
             model, result = _on_features(choices, store, paths, y, folds or _FOLDS, console)
         save_model(model, output)
     console.say(f"{_told(result)}\nModel: {output}")
-    if (weights := weights_of(reading.weights)) is not None and os.path.isfile(weights):
+    if os.path.isfile(weights := path_in(weights_of(reading.weights))):
         console.say(f"It reads {weights}, which must stay there.")
     console.say(f"Next: featx predict {output} FOLDER -o labels.csv")
     console.finish(result | {"model": str(output)}, len(paths))

@@ -52,6 +52,8 @@ class Found:
     ----------
     folder : str
         As it was given.
+    class_folders : list of str or None
+        Names of its class folders, where they were given.
     command, next_command : sequence of str
         The words that started the search, and those that fit its best choice.
     cached : bool
@@ -71,6 +73,7 @@ class Found:
     """
 
     folder: str
+    class_folders: list[str] | None
     command: Sequence[str]
     next_command: Sequence[str]
     cached: bool

@@ -104,7 +104,7 @@ def read_features(extractor: PretrainedFeatureExtractor, paths: Sequence[str], c
 def readable(estimator: Any, paths: Sequence[str], console: Console) -> np.ndarray:
     """Rows of the photos that can be read, by reading them; the console is told of the others."""
     from featx.activations.engine import n_threads
-    from featx.images.loading import unreadable_rows
+    from featx.images.unreadable import unreadable_rows
 
     errors = unreadable_rows(estimator._items([*paths], reset=False), n_threads(estimator.n_jobs))
     console.leave_out(broken_of(errors.values(), paths))

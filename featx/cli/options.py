@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from featx.backbones.addresses import Address
 from featx.cli.outcomes import Console
 from featx.exceptions import StoreWarning
 from featx.extractor import PretrainedFeatureExtractor
@@ -39,11 +39,13 @@ class Listed(click.ParamType[list[str | int]]):
     name : str
         For help.
     known : tuple of str, default=()
-        The only values there are; empty for any. Whole numbers among any become int.
+        The only values there are; empty for any.
+    numbers : bool, default=True
+        Whether whole numbers among any become int.
     """
 
-    def __init__(self, name: str, known: tuple[str, ...] = ()) -> None:
-        self.name, self.known = name, known
+    def __init__(self, name: str, known: tuple[str, ...] = (), *, numbers: bool = True) -> None:
+        self.name, self.known, self.numbers = name, known, numbers and not known
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str | int]:
         """Split, and check."""
@@ -55,8 +57,25 @@ class Listed(click.ParamType[list[str | int]]):
                 self.fail(f"{part!r} is not one of {', '.join(self.known)}.", param, ctx)
         if not parts:
             self.fail("At least one value is expected.", param, ctx)
-        numbers = parts if self.known else [_number_or_name(part) for part in parts]
-        return list(dict.fromkeys(numbers))
+        return list(dict.fromkeys(map(_number_or_name, parts) if self.numbers else parts))
+
+
+class Limits(click.ParamType[Any]):
+    """Two numbers with a comma between, the lower first; or the word "auto"."""
+
+    name = "LOW,HIGH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read them."""
+        if value == "auto" or isinstance(value, tuple):
+            return value
+        try:
+            low, high = (float(part) for part in str(value).strip("()").split(","))
+        except ValueError:
+            low, high = 0.0, 0.0
+        if not low < high < float("inf"):
+            self.fail(f"Two numbers, the lower first, are expected, such as 0,4095; got {value!r}.", param, ctx)
+        return low, high
 
 
 def _number_or_name(part: str) -> str | int:
@@ -146,24 +165,32 @@ class Reading:
     ----------
     weights : str or None
     image_size : int or None
-    precision, decode : str
+    precision, decode, fourth_band : str
+    pixel_range : "auto" or (float, float)
     """
 
     weights: str | None
     image_size: int | None
     precision: str
     decode: str
+    pixel_range: str | tuple[float, float] = "auto"
+    fourth_band: str = "alpha"
 
     def params(self) -> dict[str, Any]:
         """For an estimator."""
-        return {"image_size": self.image_size, "precision": self.precision, "decode": self.decode}
+        names = ("image_size", "precision", "decode", "pixel_range", "fourth_band")
+        return {name: getattr(self, name) for name in names}
 
     def words(self) -> list[str]:
         """What to type for the same, without what is usual."""
         usual = Reading(None, None, "float32", "exact")
         options = {field.name: getattr(self, field.name) for field in fields(self)}
         given = {name: value for name, value in options.items() if value != getattr(usual, name)}
-        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", _typed(value))]
+
+
+def _typed(value: Any) -> str:
+    return ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
 
 
 def extractor_for(
@@ -174,13 +201,25 @@ def extractor_for(
     return PretrainedFeatureExtractor(backbone, on_error="nan", **(given | params))
 
 
-def weights_of(spec: str | None) -> str | None:
-    """What ``--weights`` means: a file by its full path, so that a model finds it from anywhere, or a name, or none."""
+def weights_of(spec: str | None) -> Address:
+    """What ``--weights`` means: a file by its full path, so that a model finds it from anywhere, or a name, or none.
+
+    ``FILE#KEY`` means a key of the file's content, unless there is a file of that whole name.
+    """
     if spec is None:
         return "DEFAULT"
     if spec.lower() == "none":
         return None
-    return os.path.abspath(spec) if Path(spec).is_file() else spec
+    if os.path.isfile(spec):
+        return os.path.abspath(spec)
+    pieces = spec.split("#")
+    splits = (("#".join(pieces[:i]), "#".join(pieces[i:])) for i in range(len(pieces) - 1, 0, -1))
+    return next(((os.path.abspath(file), key) for file, key in splits if os.path.isfile(file)), spec)
+
+
+def typed_weights(address: Address) -> str | None:
+    """What to type for weights, where there are any."""
+    return address if address is None or isinstance(address, str) else "#".join(address)
 
 
 def one_or_list(layers: list[str | int]) -> Any:
@@ -221,7 +260,13 @@ _traceback = click.option(
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, for scripts.")
 _quiet = click.option("--quiet", "-q", is_flag=True, help="No progress bars and notes.")
-_strict = click.option("--strict", is_flag=True, help="Stop with exit code 1 at the first photo that cannot be read.")
+_strict = click.option(
+    "--strict",
+    is_flag=True,
+    help="Stop with exit code 1 at the first photo that cannot be read, and where folders hold other files too (but "
+    "hidden ones and those of the system).",
+)
+n_jobs_option = click.option("--n-jobs", type=int, help="Threads that decode photos.  [default: as many as torch uses]")
 _machine = (
     click.option(
         "--cache/--no-cache",
@@ -233,14 +278,28 @@ _machine = (
     click.option(
         "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Photos computed together."
     ),
-    click.option("--n-jobs", type=int, help="Threads that decode photos.  [default: as many as torch uses]"),
+    n_jobs_option,
+)
+pixel_range_option = click.option(
+    "--pixel-range",
+    type=Limits(),
+    default="auto",
+    show_default=True,
+    help="Values that are black and white in files of more than 8 bits, such as 0,4095 for a camera of 12 bits.",
+)
+fourth_band_option = click.option(
+    "--fourth-band",
+    type=click.Choice(["alpha", "ignore"]),
+    default="alpha",
+    show_default=True,
+    help="Whether a fourth band beside three colours is transparency, or something else, to be left out.",
 )
 _reading = (
     click.option(
         "--weights",
-        metavar="NAME|FILE",
-        help="Name of published weights, a .safetensors or .pth file, or none for a random network.  "
-        "[default: the network's usual ones]",
+        metavar="NAME|FILE[#KEY]",
+        help="Name of published weights, a file of tensors (#KEY: those under that key of a checkpoint), or none for a "
+        "random network.  [default: the network's usual ones]",
     ),
     click.option(
         "--image-size",
@@ -261,6 +320,8 @@ _reading = (
         show_default=True,
         help="fast reads large JPEGs at a smaller scale.",
     ),
+    pixel_range_option,
+    fourth_band_option,
 )
 
 backbone_option = click.option(
@@ -278,6 +339,12 @@ pooling_option = click.option(
     show_default=True,
     help="How a layer's places become one row.",
 )
+classes_option = click.option(
+    "--classes",
+    type=Listed("NAMES", numbers=False),
+    help="The class folders, with commas between; another folder is an error. Needed where they are called like the "
+    "splits of a data set (train, test, ...).  [default: every subfolder with photos]",
+)
 layers_option = click.option(
     "--layers",
     type=Listed("LAYERS"),
@@ -288,8 +355,8 @@ layers_option = click.option(
 )
 
 
-def with_console(function: F) -> F:
-    """Pass ``console``, made of ``--json``, ``--quiet`` and ``--strict``."""
+def with_console(function: F, strict: Callable[[F], F] = _strict) -> F:
+    """Pass ``console``, made of ``--json``, ``--quiet`` and ``--strict``, which may mean something of its own."""
 
     @functools.wraps(function)
     def command(*args: Any, console: Console, **given: Any) -> Any:
@@ -299,7 +366,7 @@ def with_console(function: F) -> F:
             console.list_broken()  # too many of them may be why
             raise
 
-    return _options(_strict, _json, _quiet, _traceback)(_gathering(Console, "console", command))  # type: ignore
+    return _options(strict, _json, _quiet, _traceback)(_gathering(Console, "console", command))  # type: ignore
 
 
 def with_plain_console(function: F) -> F:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import shlex
 import sys
 import traceback
 import warnings
@@ -13,20 +15,25 @@ from typing import Any, NoReturn
 
 import click
 
-from featx.exceptions import FeatxError, ImageError
+from featx.exceptions import FeatxError, ImageError, NotFinite
+from featx.images.walk import LeftOut, told
 from featx.store import KEPT, resolve_store
 
 _INTERRUPTED = 130
 # Errors whose message says all; of others the kind helps too.
 _PLAIN = (FeatxError, ValueError, OSError)
 _PARAMETER = re.compile(
-    r"\b(backbone|weights|layers|pooling|image_size|precision|decode|freeze|epochs|device|batch_size|n_jobs)=(?=\S)"
+    r"\b(backbone|weights|layers|pooling|image_size|precision|decode|freeze|epochs|device|batch_size|n_jobs|pixel_range"
+    r"|fourth_band)=(?=\S)"
 )
+# A file and a key of its content, and a range of values, as the library writes them.
+_FILE_AND_KEY = re.compile(r"\bweights=(\(('[^']*'|\"[^\"]*\"), ('[^']*'|\"[^\"]*\")\))")
+_RANGE = re.compile(r"(?<=--pixel-range )\(([^\s,()]+), ([^\s,()]+)\)")
 
 
 @dataclass(frozen=True)
 class Broken:
-    """A photo that cannot be read.
+    """A photo that cannot be read, or of which the network makes no finite numbers.
 
     Attributes
     ----------
@@ -35,6 +42,11 @@ class Broken:
 
     path: str
     reason: str
+
+    @property
+    def was_read(self) -> bool:
+        """Whether the photo is as good as any."""
+        return self.reason.startswith(NotFinite.PHRASE)
 
 
 @dataclass
@@ -47,12 +59,16 @@ class Console:
         As the options of these names.
     broken : list of Broken
         The photos that could not be read so far.
+    left_out : list of LeftOut
+        The files in folders that are taken for none.
     """
 
     quiet: bool = False
     as_json: bool = False
     strict: bool = False
     broken: list[Broken] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    _n_listed: int = 0
 
     @property
     def verbose(self) -> int:
@@ -78,22 +94,50 @@ class Console:
         """
         for photo in found:
             if self.strict:
-                raise click.ClickException(f"{shown(photo.path)} cannot be read: {photo.reason}")
+                what = "has" if photo.was_read else "cannot be read:"
+                raise click.ClickException(_with_options(f"{shown(photo.path)} {what} {photo.reason}"))
             self.broken.append(photo)
 
+    def tell_left_out(self, left_out: Sequence[LeftOut]) -> None:
+        """Say in one line which files of folders are taken for no photos; with ``--strict`` some end the command.
+
+        Raises
+        ------
+        ClickException
+        """
+        lost = [each for each in left_out if each.is_lost]
+        if self.strict and lost:
+            raise click.ClickException(
+                f"Photos alone are expected with --strict, got {told(lost)}. Move these away, or install what reads "
+                "them."
+            )
+        self.left_out += left_out
+        if left_out:
+            self.note(f"Left out: {told(left_out)}.")
+
     def list_broken(self) -> None:
-        """Print the photos that could not be read, to stderr."""
-        if self.broken:
-            click.echo(f"{len(self.broken)} photo{'s' * (len(self.broken) > 1)} could not be read:", err=True)
-        for photo in self.broken:
-            click.echo(f"  {shown(photo.path)}: {photo.reason}", err=True)
+        """Print to stderr, each once, the photos that could not be read, and why others are not used."""
+        broken, self._n_listed = self.broken[self._n_listed :], len(self.broken)
+        unread = [photo for photo in broken if not photo.was_read]
+        if unread:
+            click.echo(f"{len(unread)} photo{'s' * (len(unread) > 1)} could not be read:", err=True)
+        for photo in unread:
+            click.echo(f"  {shown(photo.path)}: {_with_options(photo.reason)}", err=True)
+        unused: dict[str, list[str]] = {}
+        for photo in broken:
+            if photo.was_read:
+                unused.setdefault(photo.reason, []).append(shown(photo.path))
+        for reason, paths in unused.items():
+            others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+            click.echo(f"{paths[0]}{others} could be read but not used: {_with_options(reason)}", err=True)
 
     def finish(self, result: dict[str, Any], n_photos: int | None = None) -> None:
         """List the broken photos, and print the result as JSON where that is asked for."""
         self.list_broken()
         if self.as_json:
             broken = [{"path": shown(photo.path), "reason": photo.reason} for photo in self.broken]
-            photos = {} if n_photos is None else {"n_photos": n_photos, "broken": broken}
+            left_out = [each._asdict() for each in self.left_out]
+            photos = {} if n_photos is None else {"n_photos": n_photos, "broken": broken, "left_out": left_out}
             click.echo(json.dumps(result | photos, allow_nan=False))
 
     def finish_with_photos(self, result: dict[str, Any], n_photos: int, n_read: int) -> None:
@@ -105,12 +149,24 @@ class Console:
         """
         self.finish(result, n_photos)
         if n_photos and not n_read:
-            raise click.ClickException(f"None of {n_photos} photos could be read.")
+            raise self.none_left(n_photos)
+
+    def none_left(self, n_photos: int) -> click.ClickException:
+        """What to raise where not one photo can be used."""
+        reasons = [photo.reason for photo in self.broken if photo.was_read]
+        if not reasons:
+            return click.ClickException(f"None of {n_photos} photos could be read.")
+        return click.ClickException(_with_options(f"None of {n_photos} photos can be used: {reasons[0]}"))
 
 
 def broken_of(errors: Iterable[ImageError], paths: Sequence[str]) -> list[Broken]:
     """The library's errors of unreadable images as broken photos."""
-    return [Broken(paths[error.row], error.reason or str(error)) for error in errors if error.row is not None]
+    return [Broken(paths[error.row], _reason(error)) for error in errors if error.row is not None]
+
+
+def _reason(error: ImageError) -> str:
+    reason = error.reason or str(error)
+    return reason if error.advice is None else f"{reason}. {_with_options(error.advice)}"
 
 
 def shown(path: str) -> str:
@@ -145,7 +201,9 @@ class Program(click.Group):
         given = list(sys.argv[1:] if args is None else args)
         run = super().main
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".* images could not be read")  # listed at the end instead
+            warnings.filterwarnings(
+                "ignore", message=rf".* images (could not be read|have {NotFinite.PHRASE})"
+            )  # listed at the end instead
             warnings.showwarning = _show_warning  # type: ignore[assignment]
             code = _exit_code(
                 lambda: run([*given], prog_name, **(extra | {"standalone_mode": False, "obj": given})),
@@ -185,7 +243,9 @@ def _interrupted() -> str:
 
 def _with_options(message: str) -> str:
     """The library's words for parameters as options that can be typed."""
-    return _PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')} ", message)
+    message = _FILE_AND_KEY.sub(lambda found: f"--weights {shlex.quote('#'.join(ast.literal_eval(found[1])))}", message)
+    message = _PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')} ", message)
+    return _RANGE.sub(r"\1,\2", message)
 
 
 def one_line(error: BaseException) -> str:
@@ -194,4 +254,4 @@ def one_line(error: BaseException) -> str:
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
-    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+    click.echo(f"Warning: {_with_options(' '.join(str(message).split()))}", err=True)

@@ -14,6 +14,8 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from featx.backbones.addresses import plain_address
+from featx.cli.options import typed_weights
 from featx.cli.outcomes import Console, broken_of
 from featx.extractor import PretrainedFeatureExtractor
 
@@ -83,10 +85,19 @@ def folds_for(y: np.ndarray, n_folds: int) -> StratifiedKFold:
 def compute_once(
     extractor: PretrainedFeatureExtractor, layers: list[str], paths: Sequence[str], console: Console
 ) -> np.ndarray:
-    """Send every photo through the network, once, and keep some layers; the rows of the photos that can be read."""
+    """Send every photo through the network, once, and keep some layers; the rows of the photos that can be used.
+
+    Raises
+    ------
+    ClickException
+        The network makes finite numbers of none.
+    """
     errors = extractor._extraction_of_images([*paths]).warm(layers)
     console.leave_out(broken_of(sorted(errors, key=lambda error: error.row or 0), paths))
-    return np.setdiff1d(np.arange(len(paths)), [error.row for error in errors])
+    good = np.setdiff1d(np.arange(len(paths)), [error.row for error in errors])
+    if not len(good) and any(photo.was_read for photo in console.broken):
+        raise console.none_left(len(paths))
+    return good
 
 
 def scores_of(
@@ -108,7 +119,7 @@ def scores_of(
                 os.fspath(extractor.backbone),
                 layer,
                 pooling,
-                None if extractor.weights is None else os.fspath(extractor.weights),
+                typed_weights(plain_address(extractor.weights)),
                 search.best_params_["logisticregression__C"],
                 float(results["mean_test_score"][best]),
                 float(results["std_test_score"][best]),

@@ -20,6 +20,7 @@ from featx.cli.options import (
     Listed,
     Machine,
     Reading,
+    classes_option,
     example,
     extractor_for,
     with_console,
@@ -37,6 +38,7 @@ from featx.extractor import PretrainedFeatureExtractor
     epilog=example("featx search photos/ --backbones resnet18,mobilenet_v3_small --layers all"),
 )
 @click.argument("photos", type=click.Path(exists=True, file_okay=False))
+@classes_option
 @click.option(
     "--backbones", type=Listed("NAMES"), default="resnet18", show_default=True, help="Networks, with commas between."
 )
@@ -71,6 +73,7 @@ from featx.extractor import PretrainedFeatureExtractor
 @with_console
 def search(
     photos: str,
+    classes: list[str] | None,
     backbones: list[str],
     layers: list[str | int],
     poolings: list[str],
@@ -94,7 +97,7 @@ def search(
     readings = {name: replace(reading, weights=own.get(name, reading.weights)) for name in map(str, backbones)}
     for name in readings:
         resolve_backbone(name)  # a misspelt one is told before the others were computed
-    paths, y = list_labelled(photos, console)
+    paths, y = list_labelled(photos, classes, console)
     n_photos = len(paths)
     with machine.store() as store:
         extractors = {
@@ -104,10 +107,12 @@ def search(
         paths, y, scores, efforts = _search(paths, y, extractors, layers, poolings, folds, console)
         ranked = sorted(scores, key=lambda score: -score.accuracy)
         best = ranked[0]
-        fit = ["fit", photos, "-o", "model.joblib", "--backbone", best.backbone, "--layers", best.layer]
+        chosen = ["--classes", ",".join(classes)] if classes else []
+        fit = ["fit", photos, *chosen, "-o", "model.joblib", "--backbone", best.backbone, "--layers", best.layer]
         fit += ["--pooling", best.pooling, *readings[best.backbone].words(), *([] if machine.cache else ["--no-cache"])]
         found = Found(
             folder=photos,
+            class_folders=classes,
             command=click.get_current_context().obj or ["search"],
             next_command=fit,
             cached=machine.kept is not None,

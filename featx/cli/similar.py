@@ -60,7 +60,7 @@ def similar(
     paths = [*found, query]
     if backbone_or_model.lower().endswith(_MODELS):
         refuse_given(
-            ["layers", "pooling", "weights", "image_size", "precision", "decode"],
+            ["layers", "pooling", "weights", "image_size", "precision", "decode", "pixel_range", "fourth_band"],
             "goes with a network, not with a model",
         )
         rows = features(load_model(backbone_or_model), paths, machine, console)

@@ -22,7 +22,9 @@ from featx.distributed.shards import Manifest, Shard, check_no_others, is_shard
 from featx.distributed.work import Done, Shape, compute_shard, recipe_of, shape_of_images
 from featx.exceptions import FeatxError
 from featx.extractor import PretrainedFeatureExtractor
+from featx.images.reading import Seen
 from featx.images.remote import is_url
+from featx.images.walk import LeftOut, left_out_of
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -50,6 +52,8 @@ class Extracted:
         Shards that this run computed; the others were there.
     n_errors : int
         Unreadable items among those that this run computed.
+    left_out : tuple of LeftOut
+        Files in a folder that are taken for no pictures, as of :func:`featx.load_image_folder`.
     """
 
     output: str
@@ -57,6 +61,7 @@ class Extracted:
     n_shards: int
     n_computed: int
     n_errors: int
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def extract(
@@ -123,7 +128,8 @@ def extract(
     if not isinstance(shard_size, Integral) or shard_size < 1:
         raise ValueError(f"A number of items from 1 up is expected, got shard_size={shard_size!r}.")
     folder = Folder(_everywhere(os.fspath(output)), storage_options)
-    paths = [*map(_everywhere, list_items(items, storage_options))]
+    listing = list_items(items, storage_options)
+    paths = [*map(_everywhere, listing.pictures)]
     options = None if storage_options is None else dict(storage_options)
     worker = clone(extractor).set_params(on_error="nan", storage_options=options, verbose=0)
     shape = shape_of_images(worker, paths)
@@ -133,7 +139,7 @@ def extract(
     missing = [shard for shard in shards if shard.name not in there]
     tasks = _Tasks(worker, paths, folder, manifest.recipe, shape)
     computing = tasks.here(missing) if client is None else tasks.on(client, missing)
-    n_errors = 0
+    n_errors, seen = 0, Seen()
     with (
         tqdm(total=len(paths), unit="img", disable=not extractor.verbose) as bar,
         closing(computing),
@@ -141,12 +147,14 @@ def extract(
         bar.update(len(paths) - sum(shard.stop - shard.start for shard in missing))
         for done in computing:
             n_errors += done.n_errors
+            seen.add(done.spans)
             bar.update(done.n_items)
+    seen.tell()
     names = set(filter(is_shard, folder.sizes()))
     check_no_others(names, shards, folder)
     if lost := {shard.name for shard in shards} - names:
         raise ShardError(f"All shards are expected in {folder.url!r}, and {min(lost)} is gone. Run it again.")
-    return Extracted(folder.url, len(paths), len(shards), len(missing), n_errors)
+    return Extracted(folder.url, len(paths), len(shards), len(missing), n_errors, (*left_out_of([listing]),))
 
 
 def _everywhere(path: str) -> str:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from featx.images.folder import is_hidden, is_picture, pictures_in
+from featx.images.formats import Choice, choose
 from featx.images.remote import is_url
 from featx.images.sources import as_items
+from featx.images.walk import HIDDEN, Listing, is_hidden, is_of_the_system, left_out_of, told, walk
 
 
-def list_items(items: Any, storage_options: Mapping[str, Any] | None) -> list[str]:
-    """Paths and URLs, as they are given, or as a pattern or folder holds them, sorted.
+def list_items(items: Any, storage_options: Mapping[str, Any] | None) -> Listing:
+    """Paths and URLs, as they are given, or as a pattern or folder holds them, sorted, and what is left out.
 
     Parameters
     ----------
     items : str, path, or list, array, Series or one-column frame of them
         A text alone is a folder, of which every picture at any depth is taken, a file, or a pattern with ``*`` or
-        ``**``.
+        ``**``. What systems put among a user's files (``@eaDir``, ...) is left out unless the pattern names it.
     storage_options : mapping or None
         None for no URLs.
 
@@ -30,20 +31,20 @@ def list_items(items: Any, storage_options: Mapping[str, Any] | None) -> list[st
     """
     alone = isinstance(items, str | os.PathLike)
     found = _matching(os.fspath(items), storage_options) if alone else _given(items)
-    if storage_options is None and (url := next(filter(is_url, found), None)) is not None:
+    if storage_options is None and (url := next(filter(is_url, found.pictures), None)) is not None:
         raise ValueError(f"Local files are expected with storage_options=None, got {url!r}. Set storage_options={{}}.")
     return found
 
 
-def _given(items: Any) -> list[str]:
+def _given(items: Any) -> Listing:
     paths = list(as_items(items).iter_paths())
     if None in paths:
         row = paths.index(None)
         raise TypeError(f"Paths or URLs are expected, got something else at items[{row}]. Write it to a file first.")
-    return [path for path in paths if path is not None]
+    return Listing([path for path in paths if path is not None])
 
 
-def _matching(pattern: str, storage_options: Mapping[str, Any] | None) -> list[str]:
+def _matching(pattern: str, storage_options: Mapping[str, Any] | None) -> Listing:
     if is_url(pattern):
         if storage_options is None:
             raise ValueError(
@@ -52,31 +53,68 @@ def _matching(pattern: str, storage_options: Mapping[str, Any] | None) -> list[s
             )
         found = _matching_far(pattern, storage_options)
     elif os.path.isdir(pattern):
-        found = pictures_in(pattern)
+        found = walk(pattern, choose())
     elif os.path.lexists(pattern):  # also where its name reads like a pattern
-        found = [pattern]
+        found = Listing([pattern])
     else:
-        found = sorted(path for path in glob.iglob(pattern, recursive=True) if not os.path.isdir(path))
-    if not found:
-        raise ValueError(f"At least one file is expected, got items={pattern!r}, which matches none.")
+        matches = glob.iglob(pattern, recursive=True)
+        found = _sorted_out((path for path in matches if not os.path.isdir(path)), _asked_for(pattern, os.sep))
+    if found.closed:
+        raise found.closed[0]
+    if not found.pictures:
+        left_out = left_out_of([found])
+        but = f", but: {told(left_out)}" if left_out else ""
+        raise ValueError(f"At least one file is expected, got items={pattern!r}, which matches none{but}.")
     return found
 
 
-def _matching_far(pattern: str, storage_options: Mapping[str, Any]) -> list[str]:
+def _matching_far(pattern: str, storage_options: Mapping[str, Any]) -> Listing:
     from fsspec.core import url_to_fs
 
     files, path = url_to_fs(pattern, **storage_options)
     files.invalidate_cache()  # what it listed before may have changed
     if files.isfile(path):
-        found = [path]
+        found = Listing([path])
     elif glob.has_magic(path):
-        found = [name for name, about in files.glob(path, detail=True).items() if about["type"] == "file"]
+        matches = (name for name, about in files.glob(path, detail=True).items() if about["type"] == "file")
+        found = _sorted_out(matches, _asked_for(path, "/"))
     else:
-        found = [name for name in files.find(path) if _is_shown_picture(name[len(path) :])]
-    urls = sorted(_as_asked(pattern, path, name) for name in found)
-    if urls and url_to_fs(urls[0], **storage_options)[1] not in found:
+        found = _sorted_out(files.find(path), _below(path, choose()))
+    urls = sorted(_as_asked(pattern, path, name) for name in found.pictures)
+    if urls and url_to_fs(urls[0], **storage_options)[1] not in found.pictures:
         raise ValueError(f"A pattern whose files have URLs of their own is expected, got {pattern!r}. List the URLs.")
-    return urls
+    return Listing(urls, found.left_out)
+
+
+def _sorted_out(paths: Iterable[str], why_not: Choice) -> Listing:
+    """Paths without those that are left out, which are counted by the names of their files."""
+    found = Listing()
+    for path in sorted(paths):
+        if (reason := why_not(path)) is None:
+            found.pictures.append(path)
+        else:
+            found.leave_out(path.replace(os.sep, "/").rpartition("/")[2], reason)
+    return found
+
+
+def _asked_for(pattern: str, sep: str) -> Choice:
+    """Whatever matches a pattern, but what is of the system and not named in it."""
+    named = set(pattern.split(sep))
+
+    def why_not(path: str) -> str | None:
+        return HIDDEN if any(is_of_the_system(part) and part not in named for part in path.split(sep)) else None
+
+    return why_not
+
+
+def _below(folder: str, choice: Choice) -> Choice:
+    """Pictures at any depth below a folder, by their whole names."""
+
+    def why_not(path: str) -> str | None:
+        *folders, name = path[len(folder) :].strip("/").split("/")
+        return HIDDEN if any(map(is_hidden, [*folders, name])) else choice(name)
+
+    return why_not
 
 
 def _as_asked(pattern: str, path: str, name: str) -> str:
@@ -90,8 +128,3 @@ def _as_asked(pattern: str, path: str, name: str) -> str:
     link = chain[place].rstrip("/")
     chain[place] = link.removesuffix(path.rstrip("/")) + name
     return "::".join(chain)
-
-
-def _is_shown_picture(name: str) -> bool:
-    *folders, last = name.strip("/").split("/")
-    return is_picture(last) and not any(map(is_hidden, folders))

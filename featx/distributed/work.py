@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
@@ -12,13 +13,15 @@ import numpy as np
 
 from featx.activations.engine import n_threads
 from featx.activations.keys import describe_recipe
-from featx.distributed.digesting import DigestingItems
 from featx.distributed.folder import Folder
 from featx.exceptions import FeatxError, ImageError
 from featx.images.items import PathItem
 from featx.images.loading import load_tile
+from featx.images.reading import DEEP, FOUR_BANDS, Content, Span
 from featx.images.remote import Unreachable, is_url
-from featx.store.index import state_of
+from featx.images.sources import Items
+from featx.images.view import WatchedItems
+from featx.store.index import digest_or_error, state_of
 
 if TYPE_CHECKING:
     from featx.activations.extraction import Extraction
@@ -46,11 +49,14 @@ class Done:
     ----------
     name : str
     n_items, n_errors : int
+    spans : mapping
+        As of :class:`featx.images.reading.Seen`.
     """
 
     name: str
     n_items: int
     n_errors: int
+    spans: Mapping[float, Span]
 
 
 def shape_of_images(extractor: PretrainedFeatureExtractor, items: Sequence[str]) -> Shape | None:
@@ -84,9 +90,18 @@ def recipe_of(extraction: Extraction) -> str:
     plan = extraction.recipe.plan
     read = ", ".join(layer.label for layer in plan.layers)
     seen = describe_recipe(
-        extraction.recipe, extraction.max_pixels, extraction.items.short_side, lambda path: PathItem(path, 0).digest()
+        extraction.recipe,
+        extraction.max_pixels,
+        extraction.items.short_side,
+        lambda path: PathItem(path, 0).digest_of_bytes(),
     )
-    return f"layers: {read}; pooling: {plan.pooling}, grid {plan.grid}; normalize: {plan.normalize}; {seen}"
+    reading = extraction.items.reading.words(DEEP | FOUR_BANDS)
+    return "; ".join(
+        [
+            f"layers: {read}; pooling: {plan.pooling}, grid {plan.grid}; normalize: {plan.normalize}; {seen}",
+            *([f"reading: {reading}"] if reading else []),
+        ]
+    )
 
 
 def compute_shard(
@@ -126,7 +141,7 @@ def compute_shard(
         )
     rows, digests, errors = _features(extractor, extraction)
     folder.write(name, _as_parquet(items, rows, digests, errors))
-    return Done(name, len(items), len(errors))
+    return Done(name, len(items), len(errors), extraction.items.reading.seen.spans)
 
 
 def _features(
@@ -135,9 +150,14 @@ def _features(
     """Rows, digests of the files' bytes, and why some items have no row."""
     paths = [path or "" for path in extraction.items.iter_paths()]
     states = [state_of(path) for path in paths] if extraction.store is not None else []
-    digesting = DigestingItems(extraction.items)
+    digests: dict[int, str] = {}
+
+    def note(row: int, content: Content) -> None:
+        digests[row] = content.digest.hex()
+
+    items = WatchedItems(extraction.items, 0, note)
     far = extraction.n_jobs is None and any(map(is_url, paths))
-    extraction = replace(extraction, items=digesting, n_jobs=_CONNECTIONS if far else extraction.n_jobs, warns=False)
+    extraction = replace(extraction, items=items, n_jobs=_CONNECTIONS if far else extraction.n_jobs, warns=False)
     rows = np.empty((len(paths), *extraction.recipe.plan.shape), dtype=np.float32)
     errors: dict[int, str] = {}
     with closing(extraction.iter_blocks()) as blocks:
@@ -145,17 +165,23 @@ def _features(
             rows[block.start : block.stop] = block.rows
             _check_reached(block.errors)
             errors |= {error.row: error.reason or str(error) for error in block.errors if error.row is not None}
-    digests = digesting.digests
     # A store knew the others by the states of their files. What is written are features and digest of the same bytes.
     rest = [row for row in range(len(paths)) if row not in digests and row not in errors]
-    failed = digesting.digest_all(rest, n_threads(extraction.n_jobs))
+    failed = _look_at(items, rest, n_threads(extraction.n_jobs))
     _check_reached(failed.values())
     if changed := [row for row in rest if row in failed or state_of(paths[row]) != states[row]]:
-        items = extractor._items([paths[row] for row in changed], reset=False)
-        rows[changed], new, more = _features(extractor, replace(extraction, items=items, store=None))
+        anew = extractor._items([paths[row] for row in changed], reset=False)
+        rows[changed], new, more = _features(extractor, replace(extraction, items=anew, store=None))
         digests |= {row: digest for row, digest in zip(changed, new, strict=True) if digest is not None}
         errors |= {changed[row]: reason for row, reason in more.items()}
     return rows, [None if row in errors else digests[row] for row in range(len(paths))], errors
+
+
+def _look_at(items: Items, rows: Sequence[int], n_threads: int) -> dict[int, ImageError]:
+    """Read some items for those who watch them; the errors of those that cannot be read."""
+    with ThreadPoolExecutor(n_threads) as pool:
+        found = zip(rows, pool.map(lambda row: digest_or_error(items, row, 0), rows), strict=True)
+        return {row: error for row, error in found if isinstance(error, ImageError)}
 
 
 def _check_reached(errors: Iterable[ImageError]) -> None:

@@ -11,6 +11,7 @@ import torch
 import xxhash
 from torchvision.transforms.v2 import functional as F
 
+from featx.images.reading import Content, Reading
 from featx.images.sources import Items
 from featx.randomness import private_generator
 
@@ -61,8 +62,8 @@ class Augmentation:
     Parameters
     ----------
     source : str or callable
-        A name in `PRESETS`, or a callable that gets a PIL image (a float tensor of shape (3, height, width) for a float
-        array) and returns one; what it draws from torch's generator is drawn from the view's seed.
+        A name in `PRESETS`, or a callable that gets a PIL image (a float tensor of shape (3, height, width) where
+        pixels are floats) and returns one; what it draws from torch's generator is drawn from the view's seed.
     """
 
     source: str | Callable[[Any], Any]
@@ -124,21 +125,26 @@ class AugmentedItems(Items):
         return self._augmentation.key is not None
 
     @property
+    def reading(self) -> Reading:
+        """As of the items."""
+        return self._items.reading
+
+    @property
     def short_side(self) -> int | None:
         """As of the items."""
         return self._items.short_side
 
     def load(self, row: int) -> torch.Tensor:
         """Pixels of one view."""
-        view, of_item = self._at(row)
-        return self._alter(self._items.load(of_item), self._items.digest(of_item), view)
+        return self.load_with_contents(row)[0]
 
-    def load_if(self, row: int, digest: bytes, seed: int) -> tuple[torch.Tensor, bool]:
-        """Pixels of one view, and whether they are those that ``digest`` was made of."""
+    def load_with_contents(self, row: int, *seeds: int) -> tuple[torch.Tensor, tuple[Content, ...]]:
+        """Pixels of one view, and of a file what stands for the view of the same bytes under each seed."""
         view, of_item = self._at(row)
-        now = self._items.digest(of_item, seed)
-        pixels, is_same = self._items.load_if(of_item, now, seed)
-        return self._alter(pixels, self._items.digest(of_item), view), is_same and self._mixed(now, view) == digest
+        pixels, contents = self._items.load_with_contents(of_item, 0, *seeds)
+        digests = [self.reading.digest_of(content) for content in contents]
+        plain = digests[0] if digests else self._items.digest(of_item)
+        return self._alter(pixels, plain, view), tuple(self._mixed(digest, view) for digest in digests[1:])
 
     def iter_paths(self) -> Iterator[None]:
         """No view is a file."""
@@ -150,16 +156,21 @@ class AugmentedItems(Items):
 
     def digest(self, row: int, seed: int = 0) -> bytes:
         """Digest of one view."""
+        return self.reading.digest_of(*self.contents(row, seed))
+
+    def contents(self, row: int, *seeds: int) -> tuple[Content, ...]:
+        """What stands for one view, under each seed."""
         view, of_item = self._at(row)
-        return self._mixed(self._items.digest(of_item, seed), view)
+        contents = self._items.contents(of_item, *seeds)
+        return tuple(self._mixed(self.reading.digest_of(content), view) for content in contents)
 
     def _at(self, row: int) -> tuple[int, int]:
         turn, of_item = divmod(self._places[row], len(self._items))
         return self._views[turn], of_item
 
     def _alter(self, pixels: torch.Tensor, digest: bytes, view: int) -> torch.Tensor:
-        seed = int.from_bytes(self._mixed(digest, view)[:7], "big")
+        seed = int.from_bytes(self._mixed(digest, view).digest[:7], "big")
         return self._augmentation.apply(pixels, seed)
 
-    def _mixed(self, digest: bytes, view: int) -> bytes:
-        return xxhash.xxh3_128_digest(digest + f"{self._augmentation.key} {view} {self._seed}".encode())
+    def _mixed(self, digest: bytes, view: int) -> Content:
+        return Content(xxhash.xxh3_128_digest(digest + f"{self._augmentation.key} {view} {self._seed}".encode()))

@@ -9,13 +9,14 @@ import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import xxhash
-from numpy.typing import NDArray
 
 from featx.exceptions import UnreadableImage
+from featx.images.arrays import ArrayItem
+from featx.images.opening import traits_of, traits_of_image
+from featx.images.reading import Content, Reading, digest_under
 from featx.images.remote import Unreachable, fetch, is_url
 from featx.locks import ForkSafeLock
 
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-PixelRange: TypeAlias = str | tuple[float, float]  # the str is "auto"
-
-_CHANNELS = (1, 3, 4)
+_USUAL = Reading()
+_CONVERT = "Pass one of these instead."
 _REASONS = {
     errno.ENOENT: "no such file",
     errno.ENOTDIR: "no such file",
@@ -35,9 +35,9 @@ _REASONS = {
     errno.ELOOP: "its links go round in a circle",
     **{number: os.strerror(number) for number in (errno.EINVAL, errno.EILSEQ, errno.ENXIO)},  # what a name cannot be
 }
-# Pillow loads a lazily opened image on first use, which two threads must not do at once. A few locks for all images
-# instead of one each: an image cannot carry one, and a table of them would outlive the images.
-_PIL_LOCKS = tuple(ForkSafeLock() for _ in range(64))
+# Pillow loads a lazily opened image on first use, and an open file has one place: two threads must not do that at once.
+# A few locks for all instead of one each: an image cannot carry one, and a table of them would outlive the images.
+_LOCKS = tuple(ForkSafeLock() for _ in range(64))
 
 
 class Item(Protocol):
@@ -72,6 +72,7 @@ class PathItem:
     max_pixels: int
     short_side: int | None = None
     storage_options: Mapping[str, Any] | None = None
+    reading: Reading = _USUAL
 
     stretch = False
 
@@ -85,32 +86,38 @@ class PathItem:
         return self._decoded(self._read())[0]
 
     def digest(self, seed: int = 0) -> bytes:
-        """Digest of the file's bytes."""
-        return self.digests(seed)[0]
+        """Digest of the file's bytes, and where they leave it open, of how they are read."""
+        return self.reading.digest_of(*self.contents(seed))
 
-    def digests(self, *seeds: int) -> tuple[bytes, ...]:
-        """Digests of the file's bytes under several seeds, read once."""
-        data = self._read()
-        return tuple(_digest(seed, "file", data) for seed in seeds)
+    def contents(self, *seeds: int) -> tuple[Content, ...]:
+        """What the file holds, read once and under each seed."""
+        return _contents(self._read(), *seeds)
 
-    def load_with_digests(self, *seeds: int) -> tuple[torch.Tensor, tuple[bytes, ...]]:
-        """Pixels and digests of the same bytes, whoever writes to the file meanwhile."""
+    def digest_of_bytes(self, seed: int = 0) -> bytes:
+        """Digest of the bytes of a file that need not be a picture."""
+        return digest_under(seed, "file", self._read())
+
+    def load_with_contents(self, *seeds: int) -> tuple[torch.Tensor, tuple[Content, ...]]:
+        """Pixels and content of the same bytes, whoever writes to the file meanwhile."""
         pixels, data = self._decoded(self._read())
-        return pixels, tuple(_digest(seed, "file", data) for seed in seeds)
+        return pixels, _contents(data, *seeds)
 
     def _decoded(self, data: bytes) -> tuple[torch.Tensor, bytes]:
         """Pixels, and the bytes that they are made of: of a URL those of a second try where the first are broken."""
         try:
-            return _decode(data, self.max_pixels, self.short_side), data
+            return self._decode(data), data
         except UnreadableImage:
             if not is_url(self.source) or (again := self._read()) == data:
                 raise
-            return _decode(again, self.max_pixels, self.short_side), again
+            return self._decode(again), again
+
+    def _decode(self, data: bytes) -> torch.Tensor:
+        return _decode(data, self.max_pixels, self.short_side, self.reading)
 
     def _read(self) -> bytes:
         if is_url(self.source):
             if self.storage_options is None:
-                raise UnreadableImage("URLs are not opened; pass a local file, or set storage_options={}")
+                raise UnreadableImage("URLs are not opened", "Pass a local file, or set storage_options={}.")
             return fetch(self.source, self.storage_options)
         try:
             mode = os.stat(self.source).st_mode
@@ -137,17 +144,68 @@ class BytesItem:
     data: bytes
     max_pixels: int
     short_side: int | None = None
+    reading: Reading = _USUAL
+    source: str | None = None
 
-    source = None
     stretch = False
 
     def load(self) -> torch.Tensor:
         """Decode the bytes."""
-        return _decode(self.data, self.max_pixels, self.short_side)
+        return _decode(self.data, self.max_pixels, self.short_side, self.reading)
 
     def digest(self, seed: int = 0) -> bytes:
         """Digest of the bytes, the same as that of a file with this content."""
-        return _digest(seed, "file", self.data)
+        return self.reading.digest_of(*_contents(self.data, seed))
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFileItem:
+    """A picture in a file that is open, or in a buffer; read from its beginning, and left at the place where it is.
+
+    Options as of a :class:`PathItem`.
+    """
+
+    file: Any
+    max_pixels: int
+    short_side: int | None = None
+    reading: Reading = _USUAL
+
+    stretch = False
+
+    @property
+    def source(self) -> str | None:
+        """The file's name, None for a buffer."""
+        name = getattr(self.file, "name", None)
+        return name if isinstance(name, str) else None
+
+    def load(self) -> torch.Tensor:
+        """Decode the file."""
+        return self._bytes().load()
+
+    def digest(self, seed: int = 0) -> bytes:
+        """Digest of the bytes, as of a :class:`BytesItem`."""
+        return self._bytes().digest(seed)
+
+    def _bytes(self) -> BytesItem:
+        return BytesItem(self._read(), self.max_pixels, self.short_side, self.reading)
+
+    def _read(self) -> bytes:
+        with _lock_of(self.file):
+            try:
+                place = self.file.tell()
+                self.file.seek(0)
+                try:
+                    data = self.file.read()
+                finally:
+                    self.file.seek(place)
+            except (OSError, ValueError, AttributeError) as error:  # closed, a stream, for writing only
+                raise UnreadableImage(
+                    f"a file that cannot be read from its beginning ({error})",
+                    "Pass its path, or the bytes that it gives.",
+                ) from error
+        if not isinstance(data, bytes | bytearray):
+            raise UnreadableImage("a file that is open as text", 'Open it with mode "rb", or pass its path.')
+        return bytes(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +214,7 @@ class PILItem:
 
     image: Image.Image
     max_pixels: int
+    reading: Reading = _USUAL
 
     stretch = False
 
@@ -169,79 +228,17 @@ class PILItem:
         """Convert the pixels to RGB."""
         from featx.images.decoding import rgb_from_pil
 
-        with self._locked():
-            return rgb_from_pil(self.image, max_pixels=self.max_pixels)
+        with _lock_of(self.image):
+            return rgb_from_pil(self.image, max_pixels=self.max_pixels, reading=self.reading)
 
     def digest(self, seed: int = 0) -> bytes:
-        """Digest of the pixels and of what decides their looks."""
+        """Digest of the pixels, of what decides their looks, and where it is left open, of how they are read."""
         from featx.images.decoding import content_of_pil
 
-        with self._locked():
+        with _lock_of(self.image):
             looks, pixels = content_of_pil(self.image, max_pixels=self.max_pixels)
-        return _digest(seed, f"pil {looks}", pixels)
-
-    def _locked(self) -> contextlib.AbstractContextManager[bool]:
-        return _PIL_LOCKS[(id(self.image) >> 4) % len(_PIL_LOCKS)].held()
-
-
-@dataclass(frozen=True, slots=True)
-class ArrayItem:
-    """A picture as pixels in memory, which are never written to.
-
-    Parameters
-    ----------
-    pixels : ndarray of shape (height, width[, channels]) or Tensor of shape (channels, height, width)
-        With 1, 3 or 4 channels; the fourth is transparency and laid over white.
-    pixel_range : "auto" or (float, float)
-        The values that stand for black and white. Under "auto" uint8 is 0..255 and floats must lie within 0..1.
-    stretch : bool, default=False
-        Whether it is a row of a 2-D X.
-    raw : bool, default=False
-        Whether the pixels are what the network takes, so that no rule but that against NaN applies.
-    """
-
-    pixels: NDArray[Any] | torch.Tensor
-    pixel_range: PixelRange = "auto"
-    stretch: bool = False
-    raw: bool = False
-
-    source = None
-
-    def load(self) -> torch.Tensor:
-        """Bring the pixels into range and into RGB."""
-        import torch
-
-        values = _channels_last(self.pixels)
-        if values.dtype.kind not in "buif":
-            raise UnreadableImage(f"pixels of dtype {values.dtype}, not numbers")
-        if values.size == 0:
-            raise UnreadableImage(f"no pixels, shape {_shape(self.pixels)}")
-        if values.ndim != 3:
-            raise UnreadableImage(f"pixels of shape {_shape(self.pixels)}, where {_expected(self.pixels)} is expected")
-        values = _finite(values.astype(np.float32)) if self.raw else self._rgb(values)
-        # A copy: whatever follows may work in place, and torch takes no read-only arrays or negative strides.
-        return torch.from_numpy(np.array(values, order="C")).permute(2, 0, 1)  # (channels, height, width)
-
-    def digest(self, seed: int = 0) -> bytes:
-        """Digest of dtype, shape and pixels, and of how they are read."""
-        array = self.pixels if isinstance(self.pixels, np.ndarray) else _array_of(self.pixels)
-        if array.dtype.kind not in "buif":
-            raise UnreadableImage(f"pixels of dtype {array.dtype}, not numbers")
-        kind = "array" if isinstance(self.pixels, np.ndarray) else "tensor"
-        reading = f"{kind} {array.dtype.str} {array.shape} {self.pixel_range} {self.stretch} {self.raw}"
-        if isinstance(array, np.ma.MaskedArray):
-            reading += f" masked {np.ma.getmaskarray(array).tobytes().hex()}"
-        return _digest(seed, reading, np.ascontiguousarray(array).data)
-
-    def _rgb(self, values: NDArray[Any]) -> NDArray[Any]:
-        from featx.images.decoding import on_white
-
-        if values.ndim != 3 or values.shape[2] not in _CHANNELS:
-            raise UnreadableImage(f"pixels of shape {_shape(self.pixels)}, where {_expected(self.pixels)} is expected")
-        values = _scaled(values, self.pixel_range)
-        if values.shape[2] == 4:
-            return on_white(values)
-        return np.broadcast_to(values, (*values.shape[:2], 3))
+            traits = traits_of_image(self.image)
+        return self.reading.digest_of(Content(digest_under(seed, f"pil {looks}", pixels), traits))
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,23 +246,24 @@ class BrokenItem:
     """A row of X that is no picture at all."""
 
     reason: str
+    advice: str | None = None
 
     source = None
     stretch = False
 
     def load(self) -> torch.Tensor:
         """Raise the reason."""
-        raise UnreadableImage(self.reason)
+        raise UnreadableImage(self.reason, self.advice)
 
     def digest(self, seed: int = 0) -> bytes:
         """Raise the reason."""
-        raise UnreadableImage(self.reason)
+        raise UnreadableImage(self.reason, self.advice)
 
 
 def item_from(
     element: Any,
     *,
-    pixel_range: PixelRange,
+    reading: Reading,
     max_pixels: int,
     raw: bool,
     short_side: int | None = None,
@@ -276,9 +274,10 @@ def item_from(
     Parameters
     ----------
     element : object
-        A path, bytes, Pillow image, array or tensor; anything else becomes a :class:`BrokenItem`.
-    pixel_range : "auto" or (float, float)
-        How arrays and tensors are read.
+        A path, bytes, an open file, a mapping with one of them under "bytes" or "path", a Pillow image, array or
+        tensor; anything else becomes a :class:`BrokenItem`.
+    reading : Reading
+        How it is read where there is a choice.
     max_pixels : int
         Size limit of encoded and Pillow images.
     raw : bool
@@ -294,16 +293,57 @@ def item_from(
         Nothing has been read yet.
     """
     if isinstance(element, str | os.PathLike):
-        return PathItem(element, max_pixels, short_side, storage_options)
+        return PathItem(element, max_pixels, short_side, storage_options, reading)
     if isinstance(element, bytes | bytearray | memoryview):
-        return BytesItem(bytes(element), max_pixels, short_side)
+        return BytesItem(bytes(element), max_pixels, short_side, reading)
     if is_a(element, "PIL.Image", "Image"):
-        return PILItem(element, max_pixels)
+        return PILItem(element, max_pixels, reading)
     if isinstance(element, np.ndarray) or is_a(element, "torch", "Tensor"):
-        return ArrayItem(element, pixel_range, raw=raw)
-    if _is_missing(element):
+        return ArrayItem(element, reading, raw=raw)
+    if is_open_file(element):
+        return OpenFileItem(element, max_pixels, short_side, reading)
+    if isinstance(element, Mapping):
+        data, path = _in_mapping(element)
+        if data is not None:
+            return BytesItem(bytes(data), max_pixels, short_side, reading, path)
+        if path is not None:
+            return PathItem(path, max_pixels, short_side, storage_options, reading)
+    if is_missing(element):
         return BrokenItem("a missing value")
-    return BrokenItem(f"of type {type(element).__name__}, which is no path, bytes, PIL image, array or tensor")
+    return BrokenItem(f"{_named(element)}, which is no path, bytes, open file, PIL image, array or tensor", _CONVERT)
+
+
+def path_in(element: Any) -> str | None:
+    """The path of an element of X that is a file by its name; None for any other."""
+    if isinstance(element, Mapping):
+        data, element = _in_mapping(element)
+        return None if data is not None else element
+    return os.fsdecode(element) if isinstance(element, str | os.PathLike) else None
+
+
+def is_encoded(element: Any) -> bool:
+    """Whether an element of X is a file in some form, which has to be decoded."""
+    if isinstance(element, Mapping):
+        return _in_mapping(element) != (None, None)
+    return isinstance(element, str | os.PathLike | bytes | bytearray | memoryview) or is_open_file(element)
+
+
+def is_open_file(value: object) -> bool:
+    """Whether something can be read like a file, such as a ``BytesIO``."""
+    return callable(getattr(value, "read", None)) and callable(getattr(value, "seek", None))
+
+
+def _in_mapping(element: Mapping[Any, Any]) -> tuple[Any, str | None]:
+    """Bytes and path in a mapping of the form of Hugging Face's Image feature; where there are no bytes, None."""
+    data, path = element.get("bytes"), element.get("path")
+    if data is not None and not isinstance(data, bytes | bytearray | memoryview):
+        return None, None
+    return data, os.fsdecode(path) if isinstance(path, str | os.PathLike) else None
+
+
+def _named(element: object) -> str:
+    keys = f" with the keys {[*element]}" if isinstance(element, Mapping) else ""
+    return f"of type {type(element).__name__}{keys}"
 
 
 def is_a(value: object, module: str, name: str) -> bool:
@@ -324,7 +364,8 @@ def is_a(value: object, module: str, name: str) -> bool:
     return isinstance(value, getattr(sys.modules.get(module), name, ()))
 
 
-def _is_missing(element: object) -> bool:
+def is_missing(element: object) -> bool:
+    """Whether a value stands for none: None, NaN, NaT or pandas' NA."""
     if element is None or is_a(element, "pandas._libs.missing", "NAType"):
         return True
     with contextlib.suppress(TypeError, ValueError):
@@ -332,60 +373,16 @@ def _is_missing(element: object) -> bool:
     return False
 
 
-def _decode(data: bytes, max_pixels: int, short_side: int | None) -> torch.Tensor:
+def _decode(data: bytes, max_pixels: int, short_side: int | None, reading: Reading) -> torch.Tensor:
     from featx.images.decoding import decode
 
-    return decode(data, max_pixels=max_pixels, short_side=short_side)
+    return decode(data, max_pixels=max_pixels, short_side=short_side, reading=reading)
 
 
-def _digest(seed: int, kind: str, content: bytes | memoryview) -> bytes:
-    hasher = xxhash.xxh3_128(f"{kind}\n".encode(), seed=seed)
-    hasher.update(content)
-    return hasher.digest()
+def _contents(data: bytes, *seeds: int) -> tuple[Content, ...]:
+    traits = traits_of(data)
+    return tuple([Content(digest_under(seed, "file", data), traits) for seed in seeds])
 
 
-def _array_of(tensor: torch.Tensor) -> NDArray[Any]:
-    import torch
-
-    values = tensor.detach().cpu()
-    return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
-
-
-def _channels_last(pixels: NDArray[Any] | torch.Tensor) -> NDArray[Any]:
-    if not isinstance(pixels, np.ndarray):
-        values = _array_of(pixels)
-        return np.moveaxis(values, 0, -1) if values.ndim == 3 else values
-    return pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
-
-
-def _shape(pixels: NDArray[Any] | torch.Tensor) -> tuple[int, ...]:
-    return tuple(pixels.shape)
-
-
-def _expected(pixels: NDArray[Any] | torch.Tensor) -> str:
-    if isinstance(pixels, np.ndarray):
-        return "(height, width) or (height, width, channels) with 1, 3 or 4 channels"
-    return "(channels, height, width) with 1, 3 or 4 channels"
-
-
-def _finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    if not np.isfinite(values).all():
-        raise UnreadableImage("NaN or infinite pixels")
-    return values
-
-
-def _scaled(values: NDArray[Any], pixel_range: PixelRange) -> NDArray[Any]:
-    if not isinstance(pixel_range, str):
-        low, high = pixel_range
-        return (_finite(values.astype(np.float32)) - np.float32(low)) / np.float32(high - low)
-    if values.dtype == np.uint8:
-        return values
-    if values.dtype.kind == "b":
-        return values.astype(np.uint8) * np.uint8(255)
-    if values.dtype.kind != "f":
-        raise UnreadableImage(f"pixels of dtype {values.dtype}, whose range is not known; pass pixel_range=(low, high)")
-    floats = _finite(values.astype(np.float32))
-    if floats.min() < 0 or floats.max() > 1:
-        span = f"from {floats.min():g} to {floats.max():g}"
-        raise UnreadableImage(f"float pixels {span}, outside 0..1; pass pixel_range=(low, high)")
-    return floats
+def _lock_of(value: object) -> contextlib.AbstractContextManager[bool]:
+    return _LOCKS[(id(value) >> 4) % len(_LOCKS)].held()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -120,32 +119,6 @@ def shape_of_first(items: Items, tile: Callable[[torch.Tensor, bool], torch.Tens
             channels, height, width = first.shape
             return channels, height, width
     return None
-
-
-def unreadable_rows(items: Items, n_jobs: int = 1) -> dict[int, ImageError]:
-    """Errors of the items that cannot be read, by position; decodes all of them, in ``n_jobs`` threads."""
-
-    def error_of(row: int) -> ImageError | None:
-        try:
-            items.load(row)
-        except ImageError as error:
-            return error
-        return None
-
-    pool = ThreadPoolExecutor(n_jobs, thread_name_prefix="featx-decode")
-    try:
-        return {row: error for row, error in enumerate(pool.map(error_of, range(len(items)))) if error is not None}
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def readable_rows(items: Items) -> list[int]:
-    """Positions of the items that can be read; one warning counts the others."""
-    errors = unreadable_rows(items)
-    if errors:
-        count = f"{len(errors)} of {len(items)} images could not be read and are left out."
-        warnings.warn(f"{count} The first: {next(iter(errors.values()))}", UserWarning, stacklevel=4)
-    return [row for row in range(len(items)) if row not in errors]
 
 
 def _batch(rows: Sequence[int], tiles: list[Tile], on_error: str) -> Batch:

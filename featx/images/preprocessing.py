@@ -75,7 +75,7 @@ class CustomPreprocessing:
     """A callable of the user's in place of a preset: item -> float tensor that the network takes as it is.
 
     The callable gets a PIL image where the item has 8-bit pixels, and a float32 tensor of shape
-    (3, height, width) where it is a float array; ``None`` takes the items as ready tensors.
+    (3, height, width) where it has more bits; ``None`` takes the items as ready tensors.
     """
 
     function: Callable[[Any], Any] | None

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_consistent_length
 
 from featx.plots.display import Display, check_matplotlib, draw_legend
 from featx.plots.pictures import items_of, reader_of, thumbnail
+from featx.training.labels import check_labelled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,7 +105,8 @@ class EmbeddingDisplay(Display):
         X : array-like of n images
             Unreadable ones are left out where the extractor has ``on_error="nan"``.
         y : array-like of shape (n,) or None, default=None
-            Classes. They colour the map; only a reducer that cannot do without them (LDA) sees them.
+            Classes, none of them missing. They colour the map; only a reducer that cannot do without them (LDA) sees
+            them.
         reducer : transformer or None, default=None
             What makes two columns of the features, by ``fit_transform`` of a clone: PCA where None; t-SNE and UMAP
             follow neighbourhoods more closely, and distances less.
@@ -121,6 +123,7 @@ class EmbeddingDisplay(Display):
         items = items_of(X, reader_of(extractor))
         if y is not None:
             check_consistent_length(range(len(items)), y)
+            check_labelled(y)
         features = np.asarray(extractor.transform(X))
         if features.ndim != 2:
             raise ValueError(

@@ -14,6 +14,7 @@ from sklearn.utils._param_validation import validate_params
 
 from featx.plots.display import PLAIN, Display, check_matplotlib, draw_legend
 from featx.plots.pictures import network_estimators
+from featx.training.labels import check_labelled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -171,6 +172,7 @@ class LayerScoreDisplay(Display):
 
         caller = f"{cls.__name__}.from_estimator"
         check_matplotlib(caller, ax)
+        check_labelled(y)
         model = _with_classifier(estimator, classifier, caller)
         ((name, extractor),) = _extractors(model, caller).items()
         prefix = name and f"{name}__"

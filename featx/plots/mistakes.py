@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_consistent_length
 from featx.images.sources import Items
 from featx.plots.display import PLAIN, Display, check_matplotlib, draw_gallery, shortened
 from featx.plots.pictures import items_of, reader_of, thumbnail
+from featx.training.labels import check_labelled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,6 +116,7 @@ class MistakesDisplay(Display):
         reader = reader_of(classifier)
         items = items_of(X, reader) if images is None else _any_items(images, reader)
         check_consistent_length(range(len(items)), y)
+        check_labelled(y)
         proba = classifier.predict_proba(X)
         if isinstance(proba, list) or np.ndim(y) != 1:
             raise ValueError(f"One label per image is expected by {caller}, got y of shape {np.shape(y)}.")
@@ -149,6 +151,7 @@ class MistakesDisplay(Display):
         check_matplotlib(caller, ax)
         items = items_of(images, None)
         check_consistent_length(y_true, y_pred, confidence, range(len(items)))
+        check_labelled(y_true)
         if not np.ndim(y_true) == np.ndim(y_pred) == np.ndim(confidence) == 1:
             raise ValueError(
                 f"One true label, one predicted label and one probability per image are expected by {caller}, got "

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from featx.base import NetworkEstimator
+from featx.exceptions import ImageError
 from featx.images.sources import Items, as_items
 from featx.threads import one_thread_after_fork
 
@@ -57,9 +58,25 @@ def items_of(X: Any, reader: NetworkEstimator | None) -> Items:
 
 
 def only(image: Any, reader: NetworkEstimator | None) -> Any:
-    """An X that holds one image."""
+    """An X that holds one image.
+
+    Raises
+    ------
+    ImageError
+        It cannot be read.
+    """
     rows = reader is not None and reader.image_shape is not None
-    return np.reshape(image, (1, -1)) if rows else [image]
+    X = np.reshape(image, (1, -1)) if rows else [image]
+    try:
+        items_of(X, reader).load(0)
+    except ImageError as error:
+        raise ImageError(
+            f"A readable image is expected, got {error.source or type(image).__name__!r}: {error.reason}.",
+            source=error.source,
+            reason=error.reason,
+            remedy="Pass another one.",
+        ) from error
+    return X
 
 
 def extractor_of(model: Any, caller: str) -> PretrainedFeatureExtractor:

@@ -18,7 +18,9 @@ import lmdb
 import xxhash
 
 from featx.exceptions import ImageError, StoreError
-from featx.images.items import ArrayItem, PathItem
+from featx.images.arrays import ArrayItem
+from featx.images.items import PathItem
+from featx.images.reading import Content
 from featx.images.sources import Items
 from featx.store.environment import Database
 from featx.store.memory import MEMORY
@@ -58,31 +60,32 @@ class Index:
     def digests(self, items: Items, n_threads: int) -> list[bytes | ImageError]:
         """Digest of every item; files that are known and unchanged are not read."""
 
-        def digest_all(rows: Sequence[int]) -> list[bytes | ImageError]:
-            return [digest_or_error(items, row, self.seed) for row in rows]
+        def look_at(rows: Sequence[int]) -> list[Content | bytes | ImageError]:
+            return [(_content_or_error if row in files else digest_or_error)(items, row, self.seed) for row in rows]
 
         files, known = self._known(items.iter_paths())
-        out: list[bytes | ImageError | None] = [*known]
-        unknown = [row for row, digest in enumerate(out) if digest is None]
+        out: list[Content | bytes | ImageError | None] = [*known]
+        unknown = [row for row, content in enumerate(out) if content is None]
         # Arrays are hashed as fast as memory gives them; threads would only be in each other's way.
         if len(unknown) > 1 and n_threads > 1 and not isinstance(items[unknown[0]], ArrayItem):
             with ThreadPoolExecutor(n_threads, thread_name_prefix="featx-digest") as pool:
                 tasks = [unknown[start : start + _TASK_SIZE] for start in range(0, len(unknown), _TASK_SIZE)]
-                found = [digest for part in pool.map(digest_all, tasks) for digest in part]
+                found = [content for part in pool.map(look_at, tasks) for content in part]
         else:
-            found = digest_all(unknown)
-        for row, digest in zip(unknown, found, strict=True):
-            out[row] = digest
+            found = look_at(unknown)
+        for row, content in zip(unknown, found, strict=True):
+            out[row] = content
         self._remember([(files[row], out[row]) for row in unknown if row in files])
-        return out  # type: ignore[return-value]
+        digest_of = items.reading.digest_of
+        return [digest_of(found) if isinstance(found, Content) else found for found in out]  # type: ignore
 
     def digest_of_file(self, path: str) -> bytes:
         """Digest of any file's bytes, through the same shortcuts."""
         files, (known,) = self._known([path])
         if known is None:
-            known = PathItem(path, max_pixels=0).digest(self.seed)
+            known = Content(PathItem(path, max_pixels=0).digest_of_bytes(self.seed))
             self._remember([(file, known) for file in files.values()])
-        return known
+        return known.digest
 
     def answer(self, question: str) -> bytes | None:
         """What was left for a question; None where nothing was, or it is damaged."""
@@ -123,48 +126,48 @@ class Index:
         """What `count` added up."""
         return self.database.read(_counted)
 
-    def _known(self, paths: Iterable[str | None]) -> tuple[dict[int, _File], list[bytes | None]]:
-        """Files that are not known to this process, by position, and the digest of each path, None where unknown."""
+    def _known(self, paths: Iterable[str | None]) -> tuple[dict[int, _File], list[Content | None]]:
+        """Files that are not known to this process, by position, and the content of each path, None where unknown."""
         seen, seen_ns = MEMORY.files(self.seed), time.time_ns()
         files: dict[int, _File] = {}
-        digests: list[bytes | None] = []
+        contents: list[Content | None] = []
         for path in paths:
-            digest = None
+            content = None
             status = None if path is None else _status(path)
             if path is not None and status is not None:
                 full = path if path.startswith("/") else os.path.join(os.getcwd(), path)
                 state = _state(status)
                 entry = seen.get(full)
                 if entry is not None and entry[0] == state:
-                    digest = entry[1]
+                    content = entry[1]
                 else:
                     changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
                     key = xxhash.xxh3_128_digest(os.fsencode(full))
-                    files[len(digests)] = _File(path, full, key, state, changed_ns, seen_ns)
-            digests.append(digest)
+                    files[len(contents)] = _File(path, full, key, state, changed_ns, seen_ns)
+            contents.append(content)
 
-        def look(txn: lmdb.Transaction, tables: dict[str, Any]) -> dict[int, bytes]:
+        def look(txn: lmdb.Transaction, tables: dict[str, Any]) -> dict[int, Content]:
             get, table = txn.get, tables["shortcuts"]
-            found = {position: _digest_in(get(file.key, db=table), file) for position, file in files.items()}
-            return {position: digest for position, digest in found.items() if digest is not None}
+            found = {position: _content_in(get(file.key, db=table), file) for position, file in files.items()}
+            return {position: content for position, content in found.items() if content is not None}
 
         if files:
             found = self.database.read(look, len(files))
-            for position, digest in found.items():
-                digests[position] = digest
-            MEMORY.add_files(self.seed, {files[i].full: (files[i].state, digest) for i, digest in found.items()})
-        return files, digests
+            for position, content in found.items():
+                contents[position] = content
+            MEMORY.add_files(self.seed, {files[i].full: (files[i].state, content) for i, content in found.items()})
+        return files, contents
 
-    def _remember(self, found: Iterable[tuple[_File, bytes | ImageError | None]]) -> None:
-        settled = [(file, digest) for file, digest in found if isinstance(digest, bytes) and _is_settled(file)]
+    def _remember(self, found: Iterable[tuple[_File, Content | bytes | ImageError | None]]) -> None:
+        settled = [(file, content) for file, content in found if isinstance(content, Content) and _is_settled(file)]
 
         def write(txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
-            for file, digest in settled:
-                txn.put(file.key, file.state + digest + _check(file, digest), db=tables["shortcuts"])
+            for file, content in settled:
+                txn.put(file.key, _entry_for(file, content), db=tables["shortcuts"])
 
         if settled:
             self.database.write(write)
-            MEMORY.add_files(self.seed, {file.full: (file.state, digest) for file, digest in settled})
+            MEMORY.add_files(self.seed, {file.full: (file.state, content) for file, content in settled})
 
 
 def _key_of(question: str) -> bytes:
@@ -175,6 +178,13 @@ def digest_or_error(items: Items, row: int, seed: int) -> bytes | ImageError:
     """Digest of one item, or the error that says why it cannot be read."""
     try:
         return items.digest(row, seed)
+    except ImageError as error:
+        return error
+
+
+def _content_or_error(items: Items, row: int, seed: int) -> Content | ImageError:
+    try:
+        return items.contents(row, seed)[0]
     except ImageError as error:
         return error
 
@@ -204,17 +214,20 @@ def _status(path: str) -> os.stat_result | None:
         return None
 
 
-def _digest_in(entry: Any, file: _File) -> bytes | None:
-    """The digest in a shortcut, None where it belongs to another state of the file."""
-    if entry is None or len(entry) != 60:
+def _entry_for(file: _File, content: Content) -> bytes:
+    """What is written down of a file: its state, its content, and a check of both."""
+    known = file.state + content.digest + bytes([content.traits])
+    return known + xxhash.xxh32_digest(file.key + known)
+
+
+def _content_in(entry: Any, file: _File) -> Content | None:
+    """The content in a shortcut, None where it belongs to another state of the file, or to an older form of entry."""
+    if entry is None or len(entry) != 61:
         return None
-    content = bytes(entry)
-    digest = content[40:56]
-    return digest if content[:40] == file.state and content[56:] == _check(file, digest) else None
-
-
-def _check(file: _File, digest: bytes) -> bytes:
-    return xxhash.xxh32_digest(file.key + file.state + digest)
+    known = bytes(entry)
+    if known[:40] != file.state or known[57:] != xxhash.xxh32_digest(file.key + known[:57]):
+        return None
+    return Content(known[40:56], known[56])
 
 
 def _is_settled(file: _File) -> bool:

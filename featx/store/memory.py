@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
+from featx.images.reading import Content
 from featx.locks import ForkSafeLock
 
 #: Most bytes of rows held in memory by one process; joblib takes a worker that grows by 300 MB for one that leaks.
@@ -51,7 +52,7 @@ class Memory:
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self._most_bytes = most_bytes
         self._tables: OrderedDict[Hashable, _Table] = OrderedDict()
-        self._files: dict[int, dict[str, tuple[bytes, bytes]]] = {}
+        self._files: dict[int, dict[str, tuple[bytes, Content]]] = {}
         self._lock = ForkSafeLock()
 
     def fill(self, key: Hashable, digests: Sequence[bytes], out: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -81,12 +82,12 @@ class Memory:
             if self._bytes() + 2 * rows.nbytes + table.matrix.nbytes <= self._most_bytes:
                 table.add(digests, rows)
 
-    def files(self, seed: int) -> Mapping[str, tuple[bytes, bytes]]:
-        """By full path, the state that a file was seen in and its digest under a seed. Compare the state."""
+    def files(self, seed: int) -> Mapping[str, tuple[bytes, Content]]:
+        """By full path, the state that a file was seen in and its content under a seed. Compare the state."""
         return self._files.get(seed, {})
 
-    def add_files(self, seed: int, files: Mapping[str, tuple[bytes, bytes]]) -> None:
-        """Keep states and digests by full path."""
+    def add_files(self, seed: int, files: Mapping[str, tuple[bytes, Content]]) -> None:
+        """Keep states and contents by full path."""
         with self._lock.held():
             if sum(map(len, self._files.values())) + len(files) > MOST_FILES:
                 self._files.clear()

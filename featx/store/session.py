@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
 import time
 import warnings
 from collections import Counter
@@ -14,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 import xxhash
 
+from featx.callers import frames_to_caller
 from featx.exceptions import ImageError, StoreError, StoreWarning
 from featx.images.items import PathItem
 from featx.images.sources import Items
@@ -33,7 +33,6 @@ MOST_ROWS, _MOST_BYTES = 4096, 2**28
 #: Images whose features this process has put into each store, counted once per recipe.
 KEPT: Counter[str] = Counter()
 _SHARE_AT_ONCE = 0.1  # of max_size, so that room can be made for it
-_INSIDE = ("featx", "sklearn", "contextlib", "joblib")
 
 
 def rows_in_memory(columns: Sequence[Column]) -> int:
@@ -91,10 +90,19 @@ class Session:
         with contextlib.suppress(StoreError):  # they find it out again
             self._at.index.leave_answer(question, answer)
 
+    def answer(self, question: str, find: Callable[[], str]) -> str:
+        """What an earlier call found out, or else what ``find`` does, which is left for later ones."""
+        left = self._try(lambda: self._at.index.answer(question), lambda: None)
+        if left is not None:
+            return left.decode()
+        found = find()
+        self.leave_answer(question, found.encode())
+        return found
+
     def digest_of_file(self, path: str) -> bytes:
         """Digest of any file's bytes."""
         return self._try(
-            lambda: self._at.index.digest_of_file(path), lambda: PathItem(path, max_pixels=0).digest(self.seed)
+            lambda: self._at.index.digest_of_file(path), lambda: PathItem(path, max_pixels=0).digest_of_bytes(self.seed)
         )
 
     def digests(self, items: Items, n_threads: int) -> list[bytes | ImageError]:
@@ -240,18 +248,10 @@ def warn_once(store: FeatureStore, message: str) -> None:
     key = (store.path, re.sub(r"\d+", "#", message))
     if key not in _WARNED:
         _WARNED.add(key)
-        warnings.warn(message, StoreWarning, stacklevel=_frames_to_caller())
+        warnings.warn(message, StoreWarning, stacklevel=frames_to_caller())
 
 
 def _forgive(store: FeatureStore) -> None:
     """After a success, the next failure is news."""
     for key in [key for key in _WARNED if key[0] == store.path]:
         _WARNED.discard(key)
-
-
-def _frames_to_caller() -> int:
-    """How far up the first frame outside featx, scikit-learn and the standard library's wrappers is."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _INSIDE:
-        frame, level = frame.f_back, level + 1
-    return level

@@ -14,6 +14,7 @@ from featx.activations.plan import FeaturePlan
 from featx.images.augmentation import Augmentation, AugmentedItems
 from featx.images.preprocessing import Preprocessing
 from featx.images.sources import Items
+from featx.training.finite import check_features
 from featx.training.loop import History, Loop, Settings, outputs_of
 from featx.training.model import Built, Model, Tensors
 from featx.training.schedule import make_optimizer
@@ -137,6 +138,8 @@ def fit(
     if recipe.verbose and model.split.frozen is not None and reason:
         print(f"The frozen front is computed anew in every epoch: {reason}.")
     built = model.build(start, recipe.settings.seed)
+    if recipe.verbose and built.module is not None:
+        model.spec.load(model.device, torch.float32).tell_note()
     if start is None and recipe.probe_c is not None:
         _start_head(built, source, values, targets, recipe)
     held_out = None
@@ -182,6 +185,7 @@ def _values(model: Model, source: Source, recipe: Recipe) -> Values:
 def _start_head(built: Built, source: Source, values: Values, targets: Targets, recipe: Recipe) -> None:
     """Train the head alone on the pretrained features (LP-FT)."""
     rows = _features(built, source, values, recipe)
+    check_features(rows, source.items, built.model, recipe.settings.precision)
     *hidden, out = (layer for layer in built.head if isinstance(layer, nn.Linear))
     if not hidden:
         assert recipe.probe_c is not None

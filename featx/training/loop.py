@@ -128,9 +128,10 @@ class Loop:
         for epoch in range(self.settings.epochs):
             history.add(loss=self._epoch(epoch), learning_rate=self.optimizer.param_groups[0]["lr"])
             if not np.isfinite(history.columns["loss"][-1]):
+                half = ', or precision="bfloat16"' if self.settings.precision == "float16" else ""
                 raise ValueError(
                     f"A finite loss is expected, and it is {history.columns['loss'][-1]} in epoch {epoch}: training "
-                    "diverged. Lower learning_rate, or set max_grad_norm."
+                    f"diverged. Lower learning_rate, or set max_grad_norm{half}."
                 )
             if self.validation is not None:
                 loss, score = self._validate()
@@ -197,7 +198,7 @@ class Loop:
         values, targets = self.validation
         trained = None if self._mean is None else _copies(self._live)
         _restore(self._live, self._result())
-        scores = outputs_of(self.network(False), values, len(targets.codes), self.settings)
+        scores = outputs_of(self.network(False).scores, values, len(targets.codes), self.settings)
         if trained is not None:
             _restore(self._live, trained)
         codes = torch.from_numpy(targets.codes)

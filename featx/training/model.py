@@ -13,7 +13,7 @@ from torch import nn
 from featx.activations.engine import check_weights_reach
 from featx.activations.plan import FeaturePlan
 from featx.backbones.layers import Architecture
-from featx.backbones.networks import NetworkSpec
+from featx.backbones.networks import Network, NetworkSpec
 from featx.randomness import private_generator
 from featx.training.split import Split
 from featx.training.tuned import TunedNetwork, make_head
@@ -82,8 +82,12 @@ class Model:
             _load(module, _within(tensors, _NETWORK), may_change, "freeze")
         return Built(self, module, head)
 
+    def pretrained(self) -> Network:
+        """The network before training, on the device."""
+        return self.spec.load(self.device, torch.float32)
+
     def _module(self) -> nn.Module:
-        network = self.spec.load(self.device, torch.float32)
+        network = self.pretrained()
         check_weights_reach(self.plan, self.architecture, network)
         with network.lock:  # not with the hooks of another thread's pass
             return copy.deepcopy(network.module)

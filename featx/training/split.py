@@ -18,6 +18,11 @@ from featx.locks import ForkSafeLock
 
 _NORMS_WITH_STATISTICS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
+# Functions of the module operator that change their first argument, as `+=` does.
+_WRITING = frozenset(
+    {"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "setitem"}
+)
+
 
 @dataclass(frozen=True)
 class Split:
@@ -65,9 +70,23 @@ class Split:
 
     def tail(self, module: nn.Module) -> nn.Module:
         """From the values at the cut to those that the head reads, in the modes that the module's parts are in."""
-        if self.cut is None:
-            return _Whole(module, self.attach)
-        return _Traced(module).tail(self.cut, self.attach)
+        if self.cut is not None:
+            return _Traced(module).tail(self.cut, self.attach)
+        return self._without_idle_branches(module) or _Whole(module, self.attach)
+
+    def _without_idle_branches(self, module: nn.Module) -> nn.Module | None:
+        """The whole network but for what runs beside the layer and is not read, where there is such a thing.
+
+        Auxiliary classifiers run in training mode alone, and may fail on images that all the rest takes.
+        """
+        if not module.training:
+            return None
+        try:
+            traced = _Traced(module)
+            runs_idly = any(node.op == "call_module" for node in traced.idle_before(self.attach))
+            return traced.tail(None, self.attach) if runs_idly else None
+        except Exception:  # whatever a foreign forward does when it meets a proxy: it is run as it is
+            return None
 
     def _parts(self, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for name, part in module.named_modules():
@@ -98,6 +117,7 @@ def split_at(module: nn.Module, architecture: Architecture, attach: Layer, freez
         return head_only
     try:
         traced = _Traced(module)
+        traced.idle_before(attach)
         trainable = traced.modules_between(frozen, attach)
     except Exception as error:  # whatever a foreign forward does when it meets a proxy
         return Split(frozen, attach, None, _called_between(architecture, frozen, attach), reason=str(error))
@@ -153,9 +173,9 @@ class _Traced:
             raise LookupError(f"{layer.label} lies inside of an operation that cannot be traced")
         return node
 
-    def tail(self, cut: Layer, attach: Layer) -> fx.GraphModule:
-        """The part of the graph between two layers."""
-        begin, end = self.node_of(cut), self.node_of(attach)
+    def tail(self, cut: Layer | None, attach: Layer) -> fx.GraphModule:
+        """The part of the graph between two layers; all that leads to ``attach`` for None."""
+        begin, end = self._images if cut is None else self.node_of(cut), self.node_of(attach)
         inside = self._before(end, stop=begin)
         graph = fx.Graph()
         copies = {begin: graph.placeholder("values")}
@@ -164,6 +184,34 @@ class _Traced:
                 copies[node] = graph.node_copy(node, copies.__getitem__)
         graph.output(copies[end])
         return fx.GraphModule(self._module, graph)
+
+    def idle_before(self, attach: Layer) -> list[fx.Node]:
+        """Operations before a layer whose results do not lead to it.
+
+        Raises
+        ------
+        LookupError
+            One of them writes over something that does.
+        """
+        end = self.node_of(attach)
+        leading, order = self._before(end), list(self._graph.nodes)
+        idle = [node for node in order[: order.index(end)] if node not in leading]
+        for node in idle:
+            if self._writes(node) and leading.intersection(node.all_input_nodes):
+                raise LookupError(f"{node.target} writes over what it takes, and nobody takes what it returns")
+        return idle
+
+    def _writes(self, node: fx.Node) -> bool:
+        """Whether an operation may change what it takes."""
+        if node.op == "call_module":
+            return bool(getattr(self._module.get_submodule(str(node.target)), "inplace", False))
+        name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+        by_name = name.endswith("_") and not name.startswith("__")
+        return by_name or name in _WRITING or bool(node.kwargs.get("inplace"))
+
+    @property
+    def _images(self) -> fx.Node:
+        return next(node for node in self._graph.nodes if node.op == "placeholder")
 
     def cut_before(self, frozen: Layer, attach: Layer, architecture: Architecture) -> Layer | None:
         """The last layer up to ``frozen`` through which all that reaches ``attach`` passes."""

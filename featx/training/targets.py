@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils import assert_all_finite, check_array, column_or_1d
+from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.multiclass import check_classification_targets
 from torch.nn import functional as F
+
+from featx.training.labels import is_multilabel
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,11 @@ class Labels:
             raise ValueError(f"This {name} estimator requires y to be passed, but the target y is None.")
         if is_multilabel(y):
             y = check_array(y, accept_sparse=True, ensure_2d=True, dtype=None)
-            y = np.asarray(y.todense() if hasattr(y, "todense") else y).astype(int)
+            y = np.asarray(y.toarray() if hasattr(y, "toarray") else y).astype(int)
             return cls(y, np.arange(y.shape[1]), y.astype(np.float64))
         y = column_or_1d(y, warn=True)
+        known, codes = _numbered(y)
         check_classification_targets(y)
-        known, codes = np.unique(y, return_inverse=True)
         if classes is None:
             return cls(y, known, codes)
         classes = np.unique(np.asarray(classes))
@@ -87,11 +89,15 @@ class Labels:
         return Targets(self.codes[rows], weights / weights.mean(), len(self.classes))
 
 
-def is_multilabel(y: Any) -> bool:
-    """Whether y holds 0 and 1 for several labels of each image."""
-    if isinstance(y, np.ndarray) and y.dtype.kind == "f":
-        assert_all_finite(y, input_name="y")
-    return y is not None and type_of_target(y, input_name="y") == "multilabel-indicator"
+def _numbered(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        known, codes = np.unique(y, return_inverse=True)
+    except TypeError as error:
+        kinds = sorted({type(label).__name__ for label in y})
+        raise ValueError(
+            f"Labels of one kind are expected, got y with {' and '.join(kinds)}. Pass numpy.asarray(y, dtype=str)."
+        ) from error
+    return known, codes
 
 
 def losses(

@@ -16,6 +16,8 @@ from featx.activations.pooling import pool
 
 # A feature that hardly varies is left as it is.
 _LEAST_SPREAD = 1e-6
+# Weights that are turned into double precision at a time.
+_MOST_IN_DOUBLE = 2**22
 
 
 class TunedNetwork(nn.Module):
@@ -43,6 +45,18 @@ class TunedNetwork(nn.Module):
         """Scores of shape (n, n_outputs)."""
         return self.head(self.features(values))
 
+    def scores(self, values: torch.Tensor) -> torch.Tensor:
+        """Scores of a network that does not train, shape (n, n_outputs), float32.
+
+        A BLAS adds up the products of a row in an order that depends on how many rows there are. In double precision
+        that order leaves no trace in a float32, however near to zero a score is.
+        """
+        rows = self.features(values)
+        rows = rows.to("cpu" if rows.device.type == "mps" else rows.device, torch.float64)
+        for layer in self.head:
+            rows = _linear_in_double(layer, rows) if isinstance(layer, nn.Linear) else layer(rows)
+        return rows.float()
+
     def features(self, values: torch.Tensor) -> torch.Tensor:
         """Pooled, normalised rows of shape (n, n_features), float32."""
         if self.tail is None:
@@ -52,6 +66,12 @@ class TunedNetwork(nn.Module):
         if self.plan.normalize == "signed-sqrt":
             rows = rows.sign() * rows.abs().clamp(min=1e-12).sqrt()  # the root of 0 has no slope
         return rows if self.plan.normalize is None else F.normalize(rows)
+
+
+def _linear_in_double(layer: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
+    at_once = max(1, _MOST_IN_DOUBLE // layer.in_features)
+    pieces = zip(layer.weight.split(at_once), layer.bias.split(at_once), strict=True)
+    return torch.cat([F.linear(rows, weight.to(rows), bias.to(rows)) for weight, bias in pieces], dim=1)
 
 
 def make_head(n_features: int, hidden: Sequence[int], n_outputs: int, dropout: float) -> nn.Sequential:

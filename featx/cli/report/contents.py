@@ -15,6 +15,7 @@ from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 
+from featx.backbones.addresses import path_in, plain_address
 from featx.cli.found import Found
 from featx.cli.outcomes import shown
 from featx.cli.scoring import classifier
@@ -174,12 +175,14 @@ def code_of(found: Found) -> str:
     """Python that makes the best choice's model and finds its accuracy again."""
     best = found.best
     extractor = found.extractors[best.backbone].set_params(layers=best.layer, pooling=best.pooling)
-    names = ("weights", "layers", "pooling", "image_size", "precision", "decode")
+    names = ("weights", "layers", "pooling", "image_size", "precision", "decode", "pixel_range", "fourth_band")
     usual = type(extractor)().get_params()
     params = {name: getattr(extractor, name) for name in names if getattr(extractor, name) != usual[name]}
-    if isinstance(params.get("weights"), str):
-        params["weights"] = _typed(params["weights"], found.command)
+    if file := path_in(address := plain_address(params.get("weights"))):
+        typed = _typed(file, found.command)
+        params["weights"] = (typed, address[1]) if isinstance(address, tuple) else typed
     listed = "".join(f", {name}={value!r}" for name, value in (params | {"cache": found.cached or None}).items())
+    classes = "" if found.class_folders is None else f", classes={found.class_folders!r}"
     data = ("photos.data[good]", "photos.target[good]") if found.broken else ("photos.data", "photos.target")
     lines = [
         "from sklearn.linear_model import LogisticRegression",
@@ -189,7 +192,7 @@ def code_of(found: Found) -> str:
         "",
         "from featx import PretrainedFeatureExtractor, load_image_folder",
         "",
-        f"photos = load_image_folder({found.folder!r}, shuffle=False)",
+        f"photos = load_image_folder({found.folder!r}{classes}, shuffle=False)",
         *_leaving_out(found),
         f"features = PretrainedFeatureExtractor({best.backbone!r}{listed})",
         f"model = make_pipeline(features, StandardScaler(), LogisticRegression(C={best.C:g}, max_iter=5000))",
@@ -209,6 +212,7 @@ def _leaving_out(found: Found) -> list[str]:
 def _typed(file: str, command: Sequence[str]) -> str:
     """A file by the name that it has in a command, so that a report tells no more of a machine than its reader did."""
     words = [word.rpartition("=")[2] for word in command]
+    words += [word.rpartition("#")[0] for word in words]  # with a key of the file's content behind it
     return next((word for word in words if word and os.path.abspath(word) == file), file)
 
 

@@ -1,0 +1,182 @@
+"""What is wrong with a data set of photos, once each was read."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from featx.cli.outcomes import Broken, shown
+from featx.images.walk import LeftOut, told
+
+_MOST_TOLD = 8
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo in its place.
+
+    Attributes
+    ----------
+    path : str
+    part : str
+        The folder of its split, or of the whole data set.
+    name : str
+        Its class; empty without one.
+    digest : bytes or None
+        Stands for the content; None where it cannot be read.
+    """
+
+    path: str
+    part: str
+    name: str
+    digest: bytes | None
+
+
+@dataclass(frozen=True)
+class Class:
+    """A class in one part of a data set, and how many of its photos can be read."""
+
+    part: str
+    name: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that is wrong.
+
+    Attributes
+    ----------
+    photos : sequence of Photo
+    folders : sequence of (str, str)
+        Part and name of each class folder.
+    broken : sequence of Broken
+        What could not be read.
+    left_out : sequence of LeftOut
+    fewest : int
+        Photos that a class needs.
+    """
+
+    photos: Sequence[Photo]
+    folders: Sequence[tuple[str, str]]
+    broken: Sequence[Broken]
+    left_out: Sequence[LeftOut]
+    fewest: int
+
+    @cached_property
+    def copies(self) -> list[list[Photo]]:
+        """Photos of the same content, where there are several."""
+        groups: dict[bytes, list[Photo]] = {}
+        for photo in self.photos:
+            if photo.digest is not None:
+                groups.setdefault(photo.digest, []).append(photo)
+        return [group for group in groups.values() if len(group) > 1]
+
+    @property
+    def under_classes(self) -> list[list[Photo]]:
+        """Those of the copies that lie under several classes."""
+        return [group for group in self.copies if len({photo.name for photo in group} - {""}) > 1]
+
+    @property
+    def in_splits(self) -> list[list[Photo]]:
+        """Those of the copies that lie in several splits."""
+        return [group for group in self.copies if len({photo.part for photo in group}) > 1]
+
+    @cached_property
+    def classes(self) -> list[Class]:
+        """Every class in every part that has classes."""
+        counts = Counter((photo.part, photo.name) for photo in self.photos if photo.digest is not None)
+        parts = dict.fromkeys(part for part, name in self.folders if name)
+        names = sorted({name for _, name in self.folders if name})
+        return [Class(part, name, counts[part, name]) for part in parts for name in names]
+
+    @property
+    def few(self) -> list[Class]:
+        """The classes with too few photos, the smallest first."""
+        return sorted((each for each in self.classes if each.count < self.fewest), key=lambda each: each.count)
+
+    @property
+    def n_problems(self) -> int:
+        """How many there are."""
+        lost = sum(each.number for each in self.left_out if each.is_lost)
+        groups = (self.copies, self.under_classes, self.in_splits)
+        return lost + len(self.broken) + len(self.few) + sum(map(len, groups))
+
+    def lines(self) -> Iterator[str]:
+        """In words, one line for each kind."""
+        names = {each.name for each in self.classes}
+        yield f"{_number(len(self.photos), 'photo')}, {_number(len(names), 'class')}"
+        if self.broken:
+            yield f"Unreadable: {len(self.broken)}"
+        for kind, groups in (
+            ("Exact copies", self.copies),
+            ("Under several classes", self.under_classes),
+            ("In several splits", self.in_splits),
+        ):
+            if groups:
+                example = " and ".join(_in_line(photo.path) for photo in _different(groups[0])[:2])
+                yield f"{kind}: {_number(len(groups), 'photo')}, such as {example}"
+        if self.left_out:
+            yield f"Left out: {told(self.left_out)}"
+        if self.few:
+            yield f"Fewer than {self.fewest} photos: {_listed(self.few)}"
+        if not self.n_problems:
+            yield "Nothing is wrong."
+
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """Path, problem and detail of each photo, and of each class folder with few of them."""
+        for each in self.broken:
+            yield shown(each.path), "unreadable", each.reason
+        for group in self.copies:
+            for photo in group[1:]:
+                yield shown(photo.path), "exact copy", shown(group[0].path)
+        for kind, groups in (("name", self.under_classes), ("part", self.in_splits)):
+            problem = {"name": "under several classes", "part": "in several splits"}[kind]
+            for group in groups:
+                places = ", ".join(sorted({getattr(photo, kind) for photo in group} - {""}))
+                yield from ((shown(photo.path), problem, shown(places)) for photo in group)
+        for each_class in self.few:
+            folder = os.path.join(each_class.part, each_class.name)
+            yield shown(folder), f"fewer than {self.fewest} photos", str(each_class.count)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; what is broken and left out comes with every command."""
+        groups = {"copies": self.copies, "under_classes": self.under_classes, "in_splits": self.in_splits}
+        paths = {kind: [[shown(photo.path) for photo in group] for group in found] for kind, found in groups.items()}
+        return {
+            **paths,
+            "classes": [_as_dict(each) for each in self.classes],
+            "fewest": self.fewest,
+            "few": [_as_dict(each) for each in self.few],
+            "n_problems": self.n_problems,
+        }
+
+
+def _as_dict(each: Class) -> dict[str, Any]:
+    return {"folder": shown(each.part), "class": shown(each.name), "n_photos": each.count}
+
+
+def _different(group: Sequence[Photo]) -> list[Photo]:
+    """The photos of a group, first one of each part and class."""
+    first = {(photo.part, photo.name): photo for photo in reversed(group)}
+    return sorted(group, key=lambda photo: first[photo.part, photo.name] is not photo)
+
+
+def _listed(classes: Sequence[Class]) -> str:
+    several = len({each.part for each in classes}) > 1
+    words = [_in_line(os.path.join(each.part, each.name) if several else each.name) for each in classes[:_MOST_TOLD]]
+    counted = [f"{word} ({each.count})" for word, each in zip(words, classes, strict=False)]
+    more = [f"{len(classes) - _MOST_TOLD} more"] * (len(classes) > _MOST_TOLD)
+    return ", ".join([*counted, *more])
+
+
+def _in_line(path: str) -> str:
+    return shown(path).replace("\n", "\\n")
+
+
+def _number(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 'es' if what.endswith('s') else 's'}"

@@ -1,0 +1,161 @@
+"""Preprocessing of networks from elsewhere: what they carry or lead to, and what is said where they do not."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import Wrapper
+from PIL import Image
+from torch import nn
+
+from featx import FineTuneClassifier, PretrainedFeatureExtractor
+from featx.backbones.networks import network_spec
+from featx.exceptions import BackboneError
+from featx.images.preprocessing import Preset
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (3, 40, 56, 3), dtype=np.uint8)
+
+needs_timm = pytest.mark.skipif(
+    importlib.util.find_spec("timm") is None, reason='timm is not installed: pip install "featx[timm]"'
+)
+AROUND: dict[str, Callable[[nn.Module], Any]] = {
+    "module": lambda network: network,
+    "callable": lambda network: lambda: network,
+    "sequential": nn.Sequential,
+    "wrapped twice": lambda network: Wrapper(nn.Sequential(network)),
+}
+
+
+@needs_timm
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("name", ["test_vit.r160_in1k", "test_resnet.r160_in1k"])
+def test_networks_of_timm_are_fed_as_timm_feeds_them(name: str, around: str) -> None:
+    import timm
+
+    network = timm.create_model(name, num_classes=0)
+    config = timm.data.resolve_data_config(model=network)
+    expected = PretrainedFeatureExtractor(
+        network, layers="", preprocess=timm.data.create_transform(**config, is_training=False)
+    )
+    given = PretrainedFeatureExtractor(AROUND[around](network))
+    rows, wanted = given.transform(IMAGES), expected.set_params(layers="penultimate").transform(IMAGES)
+    usual = given.set_params(preprocess="ResNet18_Weights.IMAGENET1K_V1", image_size=160).transform(IMAGES)
+    distance = np.linalg.norm(rows - wanted)
+    assert distance < 0.05 * np.linalg.norm(wanted)  # Pillow and torch resize by different arithmetic
+    assert distance < 0.2 * np.linalg.norm(usual - wanted)
+
+
+@needs_timm
+def test_networks_of_timm_are_fed_in_the_size_that_they_were_built_for() -> None:
+    import timm
+
+    network = timm.create_model("test_vit", num_classes=0, img_size=96)
+    assert network_spec(network, "DEFAULT", 0).preset.crop == 96
+    assert PretrainedFeatureExtractor(network).transform(IMAGES).shape == (3, network.num_features)
+    flat = timm.create_model("test_vit", num_classes=0, img_size=(32, 128))
+    with pytest.raises(BackboneError, match="32 x 128"):
+        PretrainedFeatureExtractor(flat).transform(IMAGES)
+    ready = torch.rand(2, 3, 32, 128)  # a way out
+    assert len(PretrainedFeatureExtractor(flat, preprocess=None).transform(ready)) == 2
+
+
+@needs_timm
+def test_tuned_networks_of_timm_go_on_as_they_were_fed() -> None:
+    import timm
+
+    network = timm.create_model("test_vit", num_classes=0)
+    tuned = FineTuneClassifier(network, epochs=1, freeze="blocks.4", random_state=0).fit(IMAGES, [0, 1, 0])
+    np.testing.assert_allclose(tuned.to_extractor().transform(IMAGES), tuned.transform(IMAGES), rtol=1e-4, atol=1e-4)
+    assert (
+        network_spec(tuned.to_extractor().backbone, "DEFAULT", 0).preset == network_spec(network, "DEFAULT", 0).preset
+    )
+
+
+@needs_timm
+@pytest.mark.parametrize("decode", ["exact", "fast"])
+def test_fit_does_not_call_a_callable_for_its_preprocessing(decode: str) -> None:
+    PretrainedFeatureExtractor(lambda: pytest.fail("called"), decode=decode).fit(IMAGES)
+
+
+class Foreign(nn.Module):
+    """As transformers has them: a configuration that knows the images' side, and where the weights came from."""
+
+    def __init__(self, folder: Path | str = "", image_size: Any = 32) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(model_type="vit", image_size=image_size, name_or_path=str(folder))
+        self.conv = nn.Conv2d(3, 4, 4, stride=4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+def processor(folder: Path, **said: Any) -> None:
+    usual = {"do_resize": True, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(usual | said))
+
+
+@pytest.mark.parametrize(
+    ("said", "resized", "crop"),
+    [
+        ({"size": {"height": 32, "width": 32}}, (32, 32), 32),  # (width, height)
+        ({"size": 32, "resample": 2}, (32, 32), 32),
+        (
+            {"size": {"shortest_edge": 36}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}},
+            (50, 36),
+            32,
+        ),
+        ({"size": {"height": 32, "width": 32}, "do_normalize": False}, (32, 32), 32),
+    ],
+)
+def test_networks_of_transformers_are_fed_as_the_file_beside_them_says(
+    said: dict[str, Any], resized: tuple[int, int], crop: int, tmp_path: Path
+) -> None:
+    processor(tmp_path, **said)
+    network = Foreign(tmp_path)
+
+    def own(image: Image.Image) -> torch.Tensor:
+        resample = Image.Resampling(said.get("resample", 3))
+        left, top = (resized[0] - crop) // 2, (resized[1] - crop) // 2
+        small = image.resize(resized, resample).crop((left, top, left + crop, top + crop))
+        pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1) / 255
+        return (pixels - 0.5) / 0.25 if said.get("do_normalize", True) else pixels
+
+    rows = PretrainedFeatureExtractor(network, layers="conv").transform(IMAGES)
+    wanted = PretrainedFeatureExtractor(network, layers="conv", preprocess=own).transform(IMAGES)
+    np.testing.assert_allclose(rows, wanted, atol=0.02)
+
+
+@pytest.mark.parametrize("said", [None, {"size": {"longest_edge": 32}}, {"size": 32, "resample": 1}])
+def test_what_nothing_tells_is_said_and_a_processor_is_the_way_out(said: dict | None, tmp_path: Path) -> None:
+    if said is not None:
+        processor(tmp_path, **said)
+    network = Foreign(tmp_path)
+    with pytest.warns(UserWarning, match=r"32 x 32 pixels with ImageNet's mean.*preprocess=lambda image: processor"):
+        rows = PretrainedFeatureExtractor(network, layers="conv").transform(IMAGES)
+    usual = Preset(256, 224).scaled(32)
+    tiles = torch.stack([usual.tile(torch.from_numpy(image).permute(2, 0, 1)) for image in IMAGES])
+    np.testing.assert_allclose(rows, network(usual.finish(tiles)).mean((2, 3)).detach(), rtol=1e-4, atol=1e-5)
+
+    def processor_(image: Image.Image, return_tensors: str) -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.from_numpy(np.array(image.resize((32, 32)))).permute(2, 0, 1)[None] / 255}
+
+    fed = PretrainedFeatureExtractor(
+        network, layers="conv", preprocess=lambda image: processor_(image, return_tensors="pt")["pixel_values"][0]
+    )
+    assert np.isfinite(fed.transform(IMAGES)).all()
+
+
+def test_networks_of_transformers_that_are_not_square_say_what_to_do() -> None:
+    with pytest.raises(BackboneError, match=r"32 x 64.*preprocess=lambda image"):
+        PretrainedFeatureExtractor(Foreign(image_size=[32, 64])).transform(IMAGES)
+    ready = torch.rand(2, 3, 32, 64)
+    assert len(PretrainedFeatureExtractor(Foreign(image_size=[32, 64]), preprocess=None).transform(ready)) == 2
