@@ -26,7 +26,7 @@ import torch
 from conftest import relative_difference
 from torch import nn
 
-from featx import FineTuneClassifier, PretrainedFeatureExtractor, list_layers, threads
+from featx import FineTuneClassifier, PretrainedFeatureExtractor, find_unreadable, list_layers, threads
 from featx.plots import ActivationMapDisplay
 
 pytestmark = [
@@ -194,6 +194,31 @@ def test_every_public_method_of_an_estimator_is_safe() -> None:
         assert method(7) == (3, 7)
         assert in_child(lambda method=method: method(7)) == (1, 7)
         assert list(inspect.signature(method).parameters) == ["given"]
+
+
+def test_functions_are_safe_as_methods_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def unreadable_rows(*_: Any) -> dict[int, Any]:
+        seen.append(torch.get_num_threads())
+        return {}
+
+    def names_of(*_: Any) -> list[str]:
+        return []
+
+    def architecture(*_: Any) -> None:
+        seen.append(torch.get_num_threads())
+
+    monkeypatch.setattr("featx.images.unreadable.unreadable_rows", unreadable_rows)
+    monkeypatch.setattr("featx.backbones.listing.names_of", names_of)
+    monkeypatch.setattr("featx.backbones.networks.NetworkSpec.architecture", architecture)
+
+    def call() -> list[int]:
+        find_unreadable(X)
+        list_layers("featx_micro")
+        return seen
+
+    assert in_child(call) == [1, 1]
 
 
 FORKS_FIRST = """

@@ -27,6 +27,7 @@ T = TypeVar("T")
 _TASK_SIZE, _TASKS_AHEAD = 8, 4
 
 
+@threads.one_thread_after_fork()
 @validate_params(
     {
         "image_shape": [tuple, list, None],
