@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import subprocess
 import sys
 import warnings
@@ -174,12 +175,41 @@ def test_values_outside_their_range_are_read_once_the_advice_is_followed(data, w
 # Bands that Pillow keeps 8 bits of, whatever it is asked for.
 
 
-@pytest.mark.parametrize("options", [{"pixel_range": (0, 4095)}, {"full_depth": True}])
-def test_file_whose_low_bytes_cannot_be_had_is_no_picture_in_full_depth(options):
-    data = tiff(rgb(), compression=8, planar=True)
-    assert pixels_of(data).dtype == np.uint8
-    with pytest.raises(ImageError, match="bands that lie apart, of which Pillow reads 8 bits"):
-        pixels_of(data, **options)
+def sgi(values: np.ndarray) -> bytes:
+    height, width, bands = values.shape
+    header = struct.pack(">HBBHHHH", 474, 0, 2, 3, width, height, bands).ljust(512, b"\0")
+    return header + values[::-1].transpose(2, 0, 1).astype(">u2").tobytes()
+
+
+def jpeg_2000(bits: int) -> bytes:
+    """Its header alone is that of a picture of so many bits."""
+    data = encode(photo(), "JPEG2000", irreversible=False)
+    at = data.index(b"\xff\x4f\xff\x51") + 42
+    return data[:at] + bytes([bits - 1]) + data[at + 1 :]
+
+
+IN_8_BITS = {
+    "tiff-apart-deflate": tiff(rgb(), compression=8, planar=True),
+    "tiff-cmyk": tiff(rgb(bands=4), photometric=5),
+    "sgi": sgi(rgb()),
+}
+
+
+@pytest.mark.parametrize("name", IN_8_BITS)
+def test_file_whose_low_bytes_cannot_be_had_is_read_without_them_where_that_is_no_mistake(name):
+    assert pixels_of(IN_8_BITS[name]).dtype == np.uint8
+    np.testing.assert_array_equal(pixels_of(IN_8_BITS[name], full_depth=True), pixels_of(IN_8_BITS[name]))
+
+
+@pytest.mark.parametrize("data", [*IN_8_BITS.values(), jpeg_2000(12)], ids=[*IN_8_BITS, "jpeg-2000"])
+def test_file_whose_low_bytes_cannot_be_had_is_no_picture_in_another_range(data):
+    with pytest.raises(ImageError, match=r"of more than 8 bits, of which Pillow reads 8\. Convert it"):
+        pixels_of(data, pixel_range=(0, 4095))
+    assert digests([data], pixel_range=(0, 4095)) != digests([data])
+
+
+def test_jpeg_2000_of_8_bits_has_all_of_them():
+    np.testing.assert_array_equal(pixels_of(jpeg_2000(8), pixel_range=(0, 4095)), photo())
 
 
 # The warning.

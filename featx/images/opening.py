@@ -22,6 +22,9 @@ _OF_8_BITS = (b"\xff\xd8\xff", b"GIF8")
 _PNG_DEPTH_AT, _PNG_COLOUR_AT, _PNG_GREY_ALPHA, _PNG_RGBA = 24, 25, 4, 6
 # How Pillow names 16-bit samples of several bands, which it keeps the high bytes of: bands, and order of the bytes.
 _OF_16_BIT = re.compile(r"(RGB|RGBA|RGBX|RGBa|LA);16([BLN])")
+# Of the first component; before it stand two sizes of four numbers each and the number of components.
+_SIZES_OF_JPEG_2000 = re.compile(rb"\xff\x4f\xff\x51.{38}(.)", re.DOTALL)
+_SGI_BYTES_AT = 3
 _BITS, _PHOTOMETRIC, _PLANAR = 258, 262, 284  # tags of TIFF
 
 
@@ -60,7 +63,8 @@ def traits_of(data: bytes) -> int:
     if kind == "HEIF":
         return HEIF | FOUR_BANDS
     try:
-        return traits_of_image(open_image(data, kind))
+        image = open_image(data, kind)
+        return traits_of_image(image) | DEEP * has_lost_bits(image, data)
     except Exception:  # who decodes it says what is wrong
         return 0
 
@@ -97,6 +101,16 @@ def layout_of_16_bit(image: Any) -> tuple[str, str] | None:
         return "apart", "L" if tags.prefix == b"II" else "B"
     found = _OF_16_BIT.fullmatch(rawmode)
     return None if found is None else (found[1], found[2])
+
+
+def has_lost_bits(image: Any, data: bytes) -> bool:
+    """Whether a file of colours has more than 8 bits a sample, of which Pillow gives 8 and no others."""
+    if image.format == "JPEG2000" and image.mode not in ("I;16", "I"):
+        found = _SIZES_OF_JPEG_2000.search(data)
+        return found is not None and found[1][0] & 0x7F >= 8  # the number of bits less one
+    if image.format == "SGI":
+        return data[_SGI_BYTES_AT : _SGI_BYTES_AT + 1] == b"\2"
+    return any(str(rawmode_of(tile)).startswith("CMYK;16") for tile in getattr(image, "tile", ()))
 
 
 def maxval_of_ppm(tile: Any) -> int:

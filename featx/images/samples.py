@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from featx.exceptions import UnreadableImage
 from featx.images.opening import (
+    has_lost_bits,
     is_negative,
     is_of_integers_or_floats,
     kind_of,
@@ -80,15 +81,16 @@ def rgb_of_deep(image: Any, data: bytes | None, reading: Reading) -> NDArray[Any
         uint8 under "auto"; float32 with black at 0 and white at 1, never clipped, for a pair of values or where the
         full depth is asked for. None for a picture of 8 bits, of which nothing has been decoded.
     """
+    as_usual = isinstance(reading.pixel_range, str)
     samples = _samples(image, data)
+    if not as_usual and (has_lost_bits(image, data or b"") if samples is None else not samples.in_full):
+        raise UnreadableImage(f"{image.format} of more than 8 bits, of which Pillow reads 8", CONVERT)
     if samples is None:
         return None
     bands = samples.values if reading.fourth_band == "alpha" else samples.values[..., :3]
     limits = _limits(bands[..., :3], samples.white, reading)
-    if isinstance(reading.pixel_range, str) and not reading.full_depth:
+    if as_usual and not (reading.full_depth and samples.in_full):
         pixels = _in_8_bits(bands)
-    elif not samples.in_full:
-        raise UnreadableImage("TIFF with compressed bands that lie apart, of which Pillow reads 8 bits", CONVERT)
     else:
         alpha = mapped(bands[..., 3:], (0, samples.white))
         pixels = np.concatenate([mapped(bands[..., :3], limits), alpha], axis=2)
