@@ -166,24 +166,36 @@ def test_branches_that_nobody_reads_do_not_run_in_training(in_front: bool, train
             assert torch.equal(after[name], value)
 
 
-class Writing(nn.Module):
-    """Calls an in-place layer without taking what it returns."""
+#: Ways to write over a value, or over a part of it, whose result nobody takes.
+WRITE = {
+    "the value": lambda relu, x: relu(x),
+    "a slice": lambda relu, x: relu(x[:, :2]),
+    "a view": lambda relu, x: x.flatten(2).sub_(0.2),
+    "a part": lambda relu, x: x.narrow(1, 0, 2).mul_(0.5),
+    "its data": lambda relu, x: x.data.mul_(0.5),
+}
 
-    def __init__(self) -> None:
+
+class Writing(nn.Module):
+    """Writes over a value without taking what that returns."""
+
+    def __init__(self, way: str) -> None:
         super().__init__()
+        self.way = way
         self.conv, self.deep, self.relu = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True)
         self.beside, self.head = nn.Conv2d(4, 1, 3), nn.Linear(4, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.deep(self.conv(x))
         self.beside(x)
-        self.relu(x)
+        WRITE[self.way](self.relu, x)
         return self.head(x.mean((2, 3)))
 
 
+@pytest.mark.parametrize("way", WRITE)
 @pytest.mark.parametrize("freeze", [0, "conv"])
-def test_layers_that_write_in_place_without_being_read_still_run_when_tuned(freeze: int | str) -> None:
-    network, images = Writing(), torch.rand(4, 3, 8, 8)
+def test_layers_that_write_in_place_without_being_read_still_run_when_tuned(freeze: int | str, way: str) -> None:
+    network, images = Writing(way), torch.rand(4, 3, 8, 8)
     model = FineTuneClassifier(
         network, freeze=freeze, epochs=1, learning_rate=1e-12, preprocess=None, linear_probe=False, random_state=0
     )

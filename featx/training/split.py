@@ -197,9 +197,26 @@ class _Traced:
         leading, order = self._before(end), list(self._graph.nodes)
         idle = [node for node in order[: order.index(end)] if node not in leading]
         for node in idle:
-            if self._writes(node) and leading.intersection(node.all_input_nodes):
+            if self._writes(node) and leading.intersection(self._shared_with(node, leading)):
                 raise LookupError(f"{node.target} writes over what it takes, and nobody takes what it returns")
         return idle
+
+    def _shared_with(self, node: fx.Node, leading: set[fx.Node]) -> set[fx.Node]:
+        """Values whose memory an operation may take: its inputs, and what these may be views of."""
+        found, waiting = set[fx.Node](), list(node.all_input_nodes)
+        while waiting:
+            value = waiting.pop()
+            if value not in found:
+                found.add(value)
+                if value not in leading and not self._is_new(value):
+                    waiting += value.all_input_nodes
+        return found
+
+    def _is_new(self, node: fx.Node) -> bool:
+        """Whether a value has memory of its own: a module with parameters computes it."""
+        if node.op != "call_module" or self._writes(node):
+            return False
+        return any(True for _ in self._module.get_submodule(str(node.target)).parameters())
 
     def _writes(self, node: fx.Node) -> bool:
         """Whether an operation may change what it takes."""
@@ -207,7 +224,7 @@ class _Traced:
             return bool(getattr(self._module.get_submodule(str(node.target)), "inplace", False))
         name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
         by_name = name.endswith("_") and not name.startswith("__")
-        return by_name or name in _WRITING or bool(node.kwargs.get("inplace"))
+        return by_name or name in _WRITING or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
 
     @property
     def _images(self) -> fx.Node:
