@@ -313,12 +313,10 @@ def item_from(
     return BrokenItem(f"{_named(element)}, which is no path, bytes, open file, PIL image, array or tensor", _CONVERT)
 
 
-def path_in(element: Any) -> str | None:
-    """The path of an element of X that is a file by its name; None for any other."""
-    if isinstance(element, Mapping):
-        data, element = _in_mapping(element)
-        return None if data is not None else element
-    return os.fsdecode(element) if isinstance(element, str | os.PathLike) else None
+def path_in(element: Mapping[Any, Any]) -> str | None:
+    """The path in an element of X that is a mapping, where it is no more than that."""
+    data, path = _in_mapping(element)
+    return path if data is None else None
 
 
 def is_encoded(element: Any) -> bool:

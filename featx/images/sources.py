@@ -114,7 +114,8 @@ class Items(Sequence[Item]):
         """Path of every item that is a file, None for the others; faster than making the items."""
         for row in self._rows:
             element = self._elements[row]
-            yield os.fsdecode(element) if isinstance(element, _PATHS) else path_in(element)
+            is_path = isinstance(element, _PATHS)
+            yield os.fsdecode(element) if is_path else path_in(element) if isinstance(element, dict) else None
 
     def original_row(self, row: int) -> int:
         """Position of an item in the X that this sequence was first made of."""
