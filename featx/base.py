@@ -91,6 +91,10 @@ class NetworkEstimator(ForkSafeMethods, PortablePickles, CallbackSupportMixin, B
             return validate_data(self, X, reset=reset, **how)
         return check_array(X, estimator=self, input_name="X", **how)
 
+    @one_thread_after_fork()  # scikit-learn copies modules
+    def __sklearn_clone__(self) -> Any:
+        return super().__sklearn_clone__()
+
     def _forget_columns(self) -> None:
         """What an earlier fit on rows learned."""
         for name in ("n_features_in_", "feature_names_in_"):

@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any, Self
 
+from featx.threads import one_thread_after_fork
+
 
 class PortablePickles:
     """Pickles that load on every platform; copies within the process keep what the estimator was given.
@@ -23,6 +25,7 @@ class PortablePickles:
         copied.__dict__.update(self._state())
         return copied
 
+    @one_thread_after_fork()
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__dict__.update(copy.deepcopy(self._state(), memo))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import http.client
 import inspect
 import json
@@ -24,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import relative_difference
+from sklearn.base import clone
 from torch import nn
 
 from featx import FineTuneClassifier, PretrainedFeatureExtractor, find_unreadable, list_layers, threads
@@ -115,6 +117,17 @@ CALLS: dict[str, Callable[[FineTuneClassifier], Any]] = {
     "list_layers": lambda _: list_layers(lambda: Counting()),
     "plot": lambda _: ActivationMapDisplay.from_estimator(extractor(), X[0]).activation,
 }
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {"copy.deepcopy": copy.deepcopy, "clone": clone}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_estimators_with_modules_are_copied_in_a_forked_child(name: str) -> None:
+    wide = nn.Sequential(nn.Conv2d(3, 64, 3, 2), nn.Conv2d(64, 128, 3, 2))  # torch copies these with several threads
+    given = PretrainedFeatureExtractor(wide, layers="1", image_size=32)
+    expected = given.transform(X)
+    assert relative_difference(in_child(lambda: COPIES[name](given).transform(X)), expected) < 1e-5
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -28,8 +28,9 @@ from torch.nn.utils import parametrizations
 
 from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor, cli
 from featx.cli.commands import featx
-from featx.exceptions import StoreError, StoreWarning
+from featx.exceptions import ImageError, NotFinite, StoreError, StoreWarning, UnreadableImage
 from featx.store import places, session
+from featx.store.places import NoPlace, OnNetwork
 
 X = load_digits().images[:24]
 Y = load_digits().target[:24] % 3
@@ -47,6 +48,23 @@ def modules_in(pickled: bytes) -> set[str]:
 
 
 # pickles
+
+
+ERRORS = [
+    UnreadableImage("truncated JPEG", "Fetch it again."),
+    ImageError.at(3, "a.jpg", "truncated JPEG", "Remove it."),
+    NotFinite.of(3, None, "in layer 'deep'", "Take other weights."),
+    NoPlace("No place.", "it is full"),
+    OnNetwork("No place.", "it is far"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_error_of_a_worker_arrives_whole(error: Exception) -> None:
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        arrived = pickle.loads(pickle.dumps(error, protocol))
+        assert (type(arrived), str(arrived), vars(arrived)) == (type(error), str(error), vars(error))
+
 
 WITH_PATHS = {
     "weights": Path("a.pth"),

@@ -26,11 +26,11 @@ class NoPlace(StoreError):
     ----------
     message : str
         As of every error.
-    reason : str
+    reason : str, default=""
         Why, alone, for whoever knows what else to do about it.
     """
 
-    def __init__(self, message: str, reason: str) -> None:
+    def __init__(self, message: str, reason: str = "") -> None:  # a pickle makes it from the message alone
         super().__init__(message)
         self.reason = reason
 
