@@ -95,8 +95,11 @@ class _ForkedChild:
         import torch
 
         with self._lock.held():
-            if not self._inside:  # what is set while another thread is inside is no count of the user's
-                self._before = torch.get_num_threads()
+            count = torch.get_num_threads()  # every thread has its own; a new one takes what was last set
+            if not self._inside:
+                self._before = count
+            # A one that is found while another thread is inside was set there, and is no count of the user's.
+            self._of_thread.before = self._before if count == 1 else count
             self._inside += 1
             torch.set_num_threads(1)
 
@@ -105,7 +108,7 @@ class _ForkedChild:
 
         with self._lock.held():
             self._inside -= 1
-            torch.set_num_threads(self._before)  # which starts none
+            torch.set_num_threads(self._of_thread.before)  # which starts none
 
 
 _child: _ForkedChild | None = None

@@ -155,6 +155,26 @@ def test_forked_child_computes_on_one_thread_and_leaves_the_count_as_it_was() ->
     assert set(outside) == {3}
 
 
+def test_each_thread_of_a_forked_child_keeps_its_own_count() -> None:
+    def call() -> dict[int, int]:
+        inside, found = threading.Barrier(3, timeout=PATIENCE_S), dict[int, int]()
+
+        def work(count: int) -> None:
+            torch.set_num_threads(count)
+            with threads.one_thread_after_fork():
+                inside.wait()  # all are inside at once
+            found[count] = torch.get_num_threads()
+
+        several = [threading.Thread(target=work, args=(count,)) for count in (2, 3, 4)]
+        for thread in several:
+            thread.start()
+        for thread in several:
+            thread.join()
+        return found
+
+    assert in_child(call) == {2: 2, 3: 3, 4: 4}
+
+
 def test_parent_goes_on_with_all_its_threads() -> None:
     in_child(lambda: extractor().transform(X))
     Counting.seen.clear()
