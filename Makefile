@@ -33,7 +33,8 @@ test: $(READY) $(BROWSER)
 # MKL heeds MKL_ENABLE_INSTRUCTIONS on Intel's processors alone, MKL_CBWR on all.
 NUMERIC := tests/test_sklearn_checks.py tests/test_extractor.py tests/test_fine_tuning.py tests/test_fine_tuning_tools.py \
 	tests/test_split.py tests/test_taps.py tests/test_folding.py tests/test_pooling.py tests/test_reference.py \
-	tests/test_scikit_learn_tools.py tests/test_preprocessing.py tests/test_decoding.py tests/test_cache.py
+	tests/test_scikit_learn_tools.py tests/test_preprocessing.py tests/test_decoding.py tests/test_cache.py tests/test_tokens.py \
+	tests/test_foreign.py tests/test_finite.py tests/test_round_trips.py tests/test_depth.py
 AVX2 := MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=AVX2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2
 SSE4 := MKL_ENABLE_INSTRUCTIONS=SSE4_2 MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1
 AVX512 := ONEDNN_MAX_CPU_ISA=AVX512_CORE OMP_NUM_THREADS=8
