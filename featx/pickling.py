@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import sys
 from typing import Any, Self
@@ -36,6 +37,12 @@ class PortablePickles:
         names = self._get_param_names()  # type: ignore[attr-defined]
         return state | {name: portable(name, state[name]) for name in names if name in state}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[misc]  # scikit-learn's
+        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
+            if parameter.default is not parameter.empty:  # of a version without this parameter
+                vars(self).setdefault(name, parameter.default)
+
 
 def portable(name: str, value: Any) -> Any:
     """A parameter as a pickle may hold it: paths as texts, in plain containers too.
@@ -51,8 +58,10 @@ def portable(name: str, value: Any) -> Any:
         return os.fspath(value)
     if type(value) in (list, tuple):
         return type(value)(portable(name, part) for part in value)
-    if type(value) is dict:
-        return {key: portable(name, part) for key, part in value.items()}
+    if isinstance(value, dict):
+        copied = copy.copy(value)
+        copied.update({key: portable(name, part) for key, part in value.items()})
+        return copied
     if _is_parametrized(value):
         raise TypeError(
             f"A module that torch can pickle is expected, got {name}={type(value).__name__} with parametrizations, as "

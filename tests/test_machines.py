@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import pickle
 import pickletools
 import pwd
@@ -23,13 +24,14 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
+from test_forked import in_child
 from torch import nn
 from torch.nn.utils import parametrizations
 
 from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor, cli
 from featx.cli.commands import featx
 from featx.exceptions import ImageError, NotFinite, StoreError, StoreWarning, UnreadableImage
-from featx.store import places, session
+from featx.store import places, session, why_unusable
 from featx.store.places import NoPlace, OnNetwork
 
 X = load_digits().images[:24]
@@ -48,6 +50,42 @@ def modules_in(pickled: bytes) -> set[str]:
 
 
 # pickles
+
+
+@pytest.mark.parametrize("kind", [PretrainedFeatureExtractor, FineTuneClassifier])
+def test_pickle_of_a_version_without_a_parameter_has_its_default(kind: type) -> None:
+    for missing, default in kind().get_params().items():
+        earlier = kind(verbose=3)
+        del earlier.__dict__[missing]
+        state = earlier.__dict__.copy()
+        later = kind.__new__(kind)
+        later.__setstate__(state)
+        assert later.get_params() == kind(verbose=3).get_params() | {missing: default}
+
+
+def test_fitted_classifier_with_tensors_of_a_user_is_pickled() -> None:
+    fitted = FineTuneClassifier("featx_micro", freeze="all", image_size=16, pixel_range=(0, 16), epochs=1).fit(X, Y)
+    expected = fitted.predict_proba(X)
+    fitted.tensors_ = {name: nn.Parameter(value) for name, value in fitted.tensors_.items()}
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(fitted)).predict_proba(X), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_store_of_another_user_is_told_as_one_that_keeps_nothing() -> None:
+    def as_another_user() -> str | None:
+        os.setgid(54321)
+        os.setuid(54321)
+        return why_unusable(store)
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = FeatureStore(folder)
+        assert why_unusable(store) is None
+        for place, _, files in os.walk(folder):  # as in an image that others built
+            os.chmod(place, 0o755)
+            for name in files:
+                os.chmod(os.path.join(place, name), 0o644)
+        assert "ermission denied" in (in_child(as_another_user) or "")
 
 
 ERRORS = [

@@ -223,3 +223,19 @@ def test_errors_survive_a_pickle() -> None:
     again = pickle.loads(pickle.dumps(caught.value))
     assert (str(again), again.problem, again.row) == (str(caught.value), caught.value.problem, 0)
     assert str(again).startswith(f"{again.problem}. ")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda extractor, X: extractor.transform(X),
+        lambda extractor, X: extractor.fit_transform(X),
+        lambda extractor, X: list(extractor.iter_transform(X)),
+        lambda extractor, X: extractor.warm(X),
+    ],
+)
+def test_warning_names_the_line_of_the_user(call: Callable[[Any, Any], Any], tmp_path: Path) -> None:
+    extractor = PretrainedFeatureExtractor("featx_micro", image_size=16, on_error="nan", cache=tmp_path)
+    with pytest.warns(UserWarning, match="could not be read") as told:
+        call(extractor, [b"no photo"])
+    assert {warning.filename for warning in told} == {__file__}

@@ -149,5 +149,5 @@ class Extraction:
             return
         self.items.reading.seen.tell()
         unread = [error for error in errors if not isinstance(error, NotFinite)]
-        warn_unreadable(unread, len(self.items), _ROWS_OF_NAN, stacklevel=5)
-        warn_not_finite([error for error in errors if isinstance(error, NotFinite)], len(self.items), stacklevel=5)
+        warn_unreadable(unread, len(self.items), _ROWS_OF_NAN)
+        warn_not_finite([error for error in errors if isinstance(error, NotFinite)], len(self.items))

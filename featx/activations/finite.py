@@ -12,6 +12,7 @@ from featx.activations.plan import Slot
 from featx.backbones.layers import Architecture, Layer
 from featx.backbones.networks import Network, NetworkSpec
 from featx.backbones.weights import Weights
+from featx.callers import frames_to_caller
 from featx.exceptions import NotFinite
 from featx.images.sources import Items
 
@@ -79,7 +80,7 @@ class Doctor:
         ]
 
 
-def warn_not_finite(errors: Sequence[NotFinite], n_images: int, stacklevel: int) -> None:
+def warn_not_finite(errors: Sequence[NotFinite], n_images: int) -> None:
     """One warning that counts images without finite features and names the first, where there are any.
 
     Parameters
@@ -87,12 +88,10 @@ def warn_not_finite(errors: Sequence[NotFinite], n_images: int, stacklevel: int)
     errors : sequence of NotFinite
     n_images : int
         Of which they are.
-    stacklevel : int
-        As of `warnings.warn`, seen from the caller.
     """
     if errors:
         count = f"{len(errors)} of {n_images} images have {NotFinite.PHRASE}; their rows are NaN."
-        warnings.warn(f"{count} The first: {errors[0]}", UserWarning, stacklevel=stacklevel + 1)
+        warnings.warn(f"{count} The first: {errors[0]}", UserWarning, stacklevel=frames_to_caller())
 
 
 def _name_of(weights: Weights) -> str:

@@ -17,6 +17,7 @@ from sklearn.utils._param_validation import Interval, StrOptions, validate_param
 from tqdm.auto import tqdm
 
 from featx import threads
+from featx.callers import frames_to_caller
 from featx.exceptions import ImageError
 from featx.images.reading import PixelRange
 from featx.images.sources import MAX_PIXELS, Items, as_items
@@ -173,11 +174,11 @@ def _or_error(look: Callable[[int], T], row: int) -> T | ImageError:
 def readable_rows(items: Items, n_jobs: int, consequence: str) -> list[int]:
     """Positions of the items that can be read; one warning counts the others and says what becomes of them."""
     errors = unreadable_rows(items, n_jobs)
-    warn_unreadable([*errors.values()], len(items), consequence, stacklevel=4)
+    warn_unreadable([*errors.values()], len(items), consequence)
     return [row for row in range(len(items)) if row not in errors]
 
 
-def warn_unreadable(errors: Sequence[ImageError], n_images: int, consequence: str, stacklevel: int) -> None:
+def warn_unreadable(errors: Sequence[ImageError], n_images: int, consequence: str) -> None:
     """One warning that counts unreadable images and names the first, where there are any.
 
     Parameters
@@ -187,13 +188,11 @@ def warn_unreadable(errors: Sequence[ImageError], n_images: int, consequence: st
         Of which they are.
     consequence : str
         The end of a sentence.
-    stacklevel : int
-        As of `warnings.warn`, seen from the caller.
     """
     if errors:
         count = f"{len(errors)} of {n_images} images could not be read{consequence}"
         advice = f" {errors[0].advice}" if errors[0].advice else ""
-        warnings.warn(f"{count} The first: {errors[0].problem}.{advice}", UserWarning, stacklevel=stacklevel + 1)
+        warnings.warn(f"{count} The first: {errors[0].problem}.{advice}", UserWarning, stacklevel=frames_to_caller())
 
 
 def threads_for(n_jobs: int | None) -> int:

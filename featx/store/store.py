@@ -226,9 +226,9 @@ class FeatureStore:
 
 
 def why_unusable(store: FeatureStore) -> str | None:
-    """Why nothing can be kept in a store; None where it is there, or could be made just now."""
+    """Why nothing can be kept in a store; None where it can be written to now, and is made for it if need be."""
     try:
-        store._open()
+        store._open().index.database.write(lambda *_: None)
     except NoPlace as error:
         return error.reason
     except StoreError as error:

@@ -64,7 +64,7 @@ def check_outputs(
     if on_error == "raise":
         raise error
     rows[wrong] = np.nan
-    warn_not_finite([error] * len(wrong), len(rows), stacklevel=4)
+    warn_not_finite([error] * len(wrong), len(rows))
 
 
 def _wrong_rows(rows: np.ndarray) -> np.ndarray:

@@ -79,7 +79,8 @@ def load_fitted(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], 
 
 def as_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray | torch.Tensor]:
     """Tensors as NumPy's arrays, which more formats hold than pickles do; those of a kind that NumPy lacks as is."""
-    return {name: value if value.dtype == torch.bfloat16 else value.cpu().numpy() for name, value in tensors.items()}
+    own = {name: value.detach().cpu() for name, value in tensors.items()}
+    return {name: value if value.dtype == torch.bfloat16 else value.numpy() for name, value in own.items()}
 
 
 def as_tensors(arrays: Mapping[str, np.ndarray | torch.Tensor]) -> dict[str, torch.Tensor]:
