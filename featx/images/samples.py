@@ -155,7 +155,8 @@ def on_white(rgba: NDArray[Any], premultiplied: bool = False) -> NDArray[Any]:
         colour, alpha = rgba[..., :3], rgba[..., 3:]
         return (colour if premultiplied else colour * alpha) + (1 - alpha)
     colour, alpha = rgba[..., :3].astype(np.uint16), rgba[..., 3:].astype(np.uint16)
-    colour = 255 * colour if premultiplied else colour * alpha
+    # What is no transparency may be less than the colours, whose sum then needs more than 16 bits.
+    colour = 255 * colour.astype(np.uint32) if premultiplied else colour * alpha
     return np.minimum((colour + 255 * (255 - alpha) + 127) // 255, 255).astype(np.uint8)
 
 
