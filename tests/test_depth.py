@@ -124,6 +124,14 @@ def test_colours_that_alpha_is_multiplied_into_are_laid_over_white_once():
     np.testing.assert_allclose(found, (values * 0.2 + 65535 * 0.8) / 257, atol=1.01)
 
 
+def test_fourth_band_darker_than_the_colours_makes_them_white():
+    colours = np.broadcast_to(np.uint16([51400, 25700, 60000]), (HEIGHT, WIDTH, 3))
+    near_infrared = np.full((HEIGHT, WIDTH, 1), 25700, dtype=np.uint16)
+    data = tiff(np.dstack([colours, near_infrared]), extra=(1,))  # as if colours were multiplied by it
+    assert (pixels_of(data) == 255).all()
+    assert (pixels_of(data, full_depth=True) >= 1).all()
+
+
 # Pillow does not read those of big-endian integers.
 @pytest.mark.parametrize(("kind", "order"), [(np.uint16, "<"), (np.float32, "<"), (np.float32, ">")])
 def test_tiff_whose_low_values_are_white_is_no_negative(kind, order):
@@ -413,6 +421,29 @@ def computed(features: PretrainedFeatureExtractor, paths: list[str]) -> tuple[np
     before = TALLY.n_images
     rows = features.transform(paths)
     return rows, TALLY.n_images - before
+
+
+@pytest.mark.parametrize(
+    "data", [DEEP["pgm"], DEEP["ppm"], FOUR_BANDS["webp"], DEEP["tiff"]], ids=["pgm", "ppm", "webp", "tiff"]
+)
+def test_file_that_could_not_be_opened_once_is_read_as_asked_later(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("featx.store.index.TRUST_AFTER_S", 0.0)  # of files that were just written
+    (tmp_path / "file").write_bytes(data)
+    X = [str(tmp_path / "file")]
+    kept = clone(MICRO).set_params(cache=str(tmp_path / "store"), on_error="nan")
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr("featx.images.opening.open_image", fail)
+        patch.setattr("featx.images.decoding.open_image", lambda *_: 1 / 0)
+        assert np.isnan(kept.transform(X)).all()
+    for options in ({}, {"pixel_range": (0, 4095)}, {"fourth_band": "ignore"}):
+        rows = clone(kept).set_params(**options).transform(X)
+        assert relative_difference(rows, clone(MICRO).set_params(**options).transform(X)) < 1e-5
+    assert computed(kept, X)[1] == 0
 
 
 def test_two_ranges_share_the_rows_of_ordinary_files_in_a_store(tmp_path):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from featx.images import heif
-from featx.images.reading import DEEP, FOUR_BANDS, HEIF, REREAD
+from featx.images.reading import DEEP, FOUR_BANDS, HEIF, REREAD, UNOPENED
 
 _SIGNATURES = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
@@ -65,8 +65,8 @@ def traits_of(data: bytes) -> int:
     try:
         image = open_image(data, kind)
         return traits_of_image(image) | DEEP * has_lost_bits(image, data)
-    except Exception:  # who decodes it says what is wrong
-        return 0
+    except Exception:  # who decodes it says what is wrong, which may be a limit or a missing decoder of this process
+        return DEEP | FOUR_BANDS | UNOPENED
 
 
 def traits_of_image(image: Any) -> int:

@@ -17,7 +17,7 @@ PixelRange: TypeAlias = str | tuple[float, float]  # the str is "auto"
 Span: TypeAlias = tuple[float, float]
 
 #: What a file may be that makes its reading depend on more than its bytes; to be added up.
-DEEP, FOUR_BANDS, HEIF, REREAD = 1, 2, 4, 8
+DEEP, FOUR_BANDS, HEIF, REREAD, UNOPENED = 1, 2, 4, 8, 16
 
 #: Part of the range of values that pictures use in the least, or much of them is lost.
 _LEAST_USED = 1 / 8
@@ -34,7 +34,8 @@ class Content(NamedTuple):
     traits : int
         Sum of `DEEP` (more than 8 bits a sample), `FOUR_BANDS` (a fourth beside three colours), `HEIF` and `REREAD` (of
         16 bits in a layout that was read by the high bytes alone, or wrongly, before the others were), as far as they
-        hold; one too many costs nothing but a row of its own for every reading.
+        hold; one too many costs nothing but a row of its own for every reading. `UNOPENED` is all that is known of a
+        file that could not be opened, which may be another time, and then holds of anything.
     """
 
     digest: bytes
