@@ -147,7 +147,39 @@ def test_ppm_of_12_bits_has_its_own_white():
     values = rgb(4095)
     data = f"P6 {WIDTH} {HEIGHT} 4095\n".encode() + values.astype(">u2").tobytes()
     np.testing.assert_allclose(pixels_of(data), values / 4095 * 255, atol=0.51)
-    np.testing.assert_allclose(pixels_of(data, pixel_range=(0, 65535)), values / 4095, atol=1e-5)
+    np.testing.assert_allclose(pixels_of(data, full_depth=True), values / 4095, atol=1e-5)
+
+
+def jpeg_2000_of_12_bits(values: np.ndarray) -> bytes:
+    """Coded is by how much values differ from the middle, in any number of bits."""
+    data = encode(values[..., 0] - np.uint16(2**11) + np.uint16(2**15), "JPEG2000", irreversible=False)
+    at = data.index(b"\xff\x4f\xff\x51") + 42
+    return data[:at] + bytes([11]) + data[at + 1 :]
+
+
+OF_12_BITS = {
+    "pgm": lambda values: f"P5 {WIDTH} {HEIGHT} 4095\n".encode() + values[..., 0].astype(">u2").tobytes(),
+    "pgm-plain": lambda values: f"P2 {WIDTH} {HEIGHT} 4095 {' '.join(map(str, values[..., 0].ravel()))}\n".encode(),
+    "ppm": lambda values: f"P6 {WIDTH} {HEIGHT} 4095\n".encode() + values.astype(">u2").tobytes(),
+    "ppm-plain": lambda values: f"P3 {WIDTH} {HEIGHT} 4095 {' '.join(map(str, values.ravel()))}\n".encode(),
+    "jpeg-2000": jpeg_2000_of_12_bits,
+}
+
+
+@pytest.mark.parametrize("name", OF_12_BITS)
+@pytest.mark.parametrize("limits", [(0, 4095), (100, 400)])
+def test_pixel_range_is_one_of_the_values_in_a_file_that_has_its_own_white(name, limits):
+    values = rgb(4095) if "ppm" in name else np.repeat(rgb(4095, bands=1), 3, axis=2)
+    found = pixels_of(OF_12_BITS[name](values), pixel_range=limits)
+    np.testing.assert_allclose(found, pixels_of(values, pixel_range=limits), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OF_12_BITS)
+def test_advice_for_a_file_that_has_its_own_white_is_of_its_values(name):
+    values = rgb(400) if "ppm" in name else np.repeat(rgb(400, bands=1), 3, axis=2)
+    (message,) = told(lambda: MICRO.transform([OF_12_BITS[name](values)]))
+    assert "from 0 to 400, less than an eighth of 0 to 4095" in message
+    assert "such as pixel_range=(0, 511)." in message
 
 
 def test_transparent_grey_of_16_bits_is_white_in_every_range():

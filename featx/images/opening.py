@@ -106,11 +106,16 @@ def layout_of_16_bit(image: Any) -> tuple[str, str] | None:
 def has_lost_bits(image: Any, data: bytes) -> bool:
     """Whether a file of colours has more than 8 bits a sample, of which Pillow gives 8 and no others."""
     if image.format == "JPEG2000" and image.mode not in ("I;16", "I"):
-        found = _SIZES_OF_JPEG_2000.search(data)
-        return found is not None and found[1][0] & 0x7F >= 8  # the number of bits less one
+        return bits_of_jpeg_2000(data) > 8
     if image.format == "SGI":
         return data[_SGI_BYTES_AT : _SGI_BYTES_AT + 1] == b"\2"
     return any(str(rawmode_of(tile)).startswith("CMYK;16") for tile in getattr(image, "tile", ()))
+
+
+def bits_of_jpeg_2000(data: bytes) -> int:
+    """Bits a sample of the first component."""
+    found = _SIZES_OF_JPEG_2000.search(data)
+    return 8 if found is None else (found[1][0] & 0x7F) + 1
 
 
 def maxval_of_ppm(tile: Any) -> int:
