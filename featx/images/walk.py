@@ -24,7 +24,7 @@ _OF_THE_SYSTEM = frozenset(
     {
         *("@eadir", "@tmp", "#recycle", "#snapshot"),  # Synology
         *("@recycle", "@recently-snapshot", "@__thumb"),  # QNAP
-        *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000"),  # Windows
+        *("$recycle.bin", "system volume information", "found.000"),  # Windows; "recycled" is a class of waste, too
         *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),
         *("__macosx", "network trash folder", "temporary items", "icon\r"),  # macOS
         *("lost+found", "~snapshot"),  # Linux, NetApp
