@@ -189,9 +189,15 @@ def test_transparent_grey_of_16_bits_is_white_in_every_range():
     assert (pixels_of(data, pixel_range=(0, 4095))[3, 3] == 1).all()
 
 
-def test_pixels_of_files_may_not_be_nan():
-    with pytest.raises(ImageError, match="NaN"):
-        pixels_of(tiff(np.full((3, 3, 1), np.nan, dtype=np.float32)), pixel_range=(0, 1))
+@pytest.mark.parametrize("options", [{"pixel_range": (0, 1)}, {}, {"full_depth": True}])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_pixels_of_files_may_not_be_nan(options, value):
+    values = np.full((3, 3, 1), 0.5, dtype=np.float32)
+    values[1, 1] = value
+    for data in (tiff(values), values[..., 0]):
+        with pytest.raises(ImageError, match="NaN or infinite pixels") as caught:
+            pixels_of(data, **options)
+        assert "Set pixel_range" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -287,6 +293,15 @@ def test_files_that_use_little_of_their_range_are_told_once_a_call(make, values,
     assert (
         told(lambda: clone(MICRO).set_params(pixel_range=tuple(map(float, advice[1:-1].split(",")))).transform(X)) == []
     )
+
+
+@pytest.mark.parametrize("value", [0, 1, 700, 1023])
+@pytest.mark.parametrize("write", [grey_png, lambda values: tiff(values), lambda values: tiff((values / 65535).astype(np.float32))])
+def test_range_that_is_advised_of_pictures_of_one_value_is_one(value, write):
+    data = write(np.full((HEIGHT, WIDTH, 1), value, dtype=np.uint16))
+    (message,) = told(lambda: MICRO.transform([data]))
+    for low, high in re.findall(r"pixel_range=[(](.*), (.*)[)][.]", message):
+        assert np.isfinite(clone(MICRO).set_params(pixel_range=(float(low), float(high))).transform([data])).all()
 
 
 @pytest.mark.parametrize("top", [8192, 65535])

@@ -75,15 +75,16 @@ class Seen:
 
 
 def _told(low: float, high: float, white: float) -> str:
-    # A camera of b bits starts at 0; a window elsewhere is what is seen of it.
+    # A camera of b bits starts at 0; a window elsewhere is what is seen of it, and one value shows none.
     full = 2 ** int(high).bit_length() - 1
     pair = (0, full) if white > 1 and low < full / 2 else (low, high)
+    such = ", such as pixel_range=({3}, {4})" if pair[0] < pair[1] else ""
     number = "{:.0f}" if white > 1 else "{:g}"
     shown = [number.format(value) for value in (low, high, white, *pair)]
     return (
         f"The images with more than 8 bits have values from {shown[0]} to {shown[1]}, less than an eighth of 0 to "
         f'{shown[2]}, which pixel_range="auto" maps onto black and white: little of them is left. Pass the values that '
-        f"stand for black and white, such as pixel_range=({shown[3]}, {shown[4]})."
+        f"stand for black and white{such.format(*shown)}."
     )
 
 

@@ -139,7 +139,7 @@ def mapped(values: NDArray[Any], limits: tuple[float, float]) -> NDArray[np.floa
     return (finite(values.astype(np.float32)) - np.float32(low)) / np.float32(high - low)
 
 
-def finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def finite(values: NDArray[Any]) -> NDArray[Any]:
     """The same values, all of which are numbers.
 
     Raises
@@ -239,8 +239,8 @@ def _joined(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> NDArray[np.uint3
 
 def _check_range(values: NDArray[Any], white: float) -> None:
     """Raise where values cannot be told from black and white."""
-    lowest, highest = values.min(), values.max()
-    if lowest >= 0 and highest <= white:  # false of NaN too
+    lowest, highest = finite(values).min(), values.max()
+    if lowest >= 0 and highest <= white:
         return
     kind = "float" if white == 1 else "integer"
     raise UnreadableImage(f"{kind} pixels from {lowest:g} to {highest:g}, outside 0..{white:g}", ADVICE)
