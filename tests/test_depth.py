@@ -296,7 +296,9 @@ def test_files_that_use_little_of_their_range_are_told_once_a_call(make, values,
 
 
 @pytest.mark.parametrize("value", [0, 1, 700, 1023])
-@pytest.mark.parametrize("write", [grey_png, lambda values: tiff(values), lambda values: tiff((values / 65535).astype(np.float32))])
+@pytest.mark.parametrize(
+    "write", [grey_png, lambda values: tiff(values), lambda values: tiff((values / 65535).astype(np.float32))]
+)
 def test_range_that_is_advised_of_pictures_of_one_value_is_one(value, write):
     data = write(np.full((HEIGHT, WIDTH, 1), value, dtype=np.uint16))
     (message,) = told(lambda: MICRO.transform([data]))

@@ -6,7 +6,7 @@ import os
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from featx.images.formats import NOT_ASKED_FOR, Choice, ending_of
@@ -198,6 +198,38 @@ class _Walker:
         """Folders that are named like a picture and hold none."""
         closed = {os.fspath(error.filename) for error in self.found.closed}
         return [path for path in self._named_so if path not in closed and not _holds_any(path, self.found.pictures)]
+
+
+def folders_below(tops: Iterable[str]) -> list[str]:
+    """Folders and those at any depth in them but hidden ones, each real one once; links are followed at the end.
+
+    Parameters
+    ----------
+    tops : iterable of str
+        Names that joins can begin with, such as "" for the folder in which the process is.
+    """
+    folders, links, found = list[_Folder](), deque[_Folder](), dict[str, str]()
+    for top in tops:
+        folder = _Folder(top, os.path.realpath(top or os.curdir))
+        (links if os.path.islink(top.rstrip(os.sep)) else folders).append(folder)
+    while folders or links:
+        folder = folders.pop() if folders else links.popleft()
+        leads_back = folder.link is not None and _lies_in(folder.link, folder.real)
+        if folder.real not in found and not leads_back:
+            found[folder.real] = folder.path
+            for entry in _entries_of(folder.path):
+                if is_folder(entry) and not entry.name.startswith("."):
+                    below = replace(folder.below(entry), path=os.path.join(folder.path, entry.name))
+                    (links if is_link(entry) else folders).append(below)
+    return [*found.values()]
+
+
+def _entries_of(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder or os.curdir) as entries:
+            return [*entries]
+    except OSError:  # what a pattern does not find
+        return []
 
 
 def walk_classes(root: str, why_not: Choice) -> tuple[dict[str, Listing], Listing]:
