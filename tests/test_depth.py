@@ -25,7 +25,7 @@ from sklearn.base import clone
 from featx import FineTuneClassifier, PretrainedFeatureExtractor
 from featx.activations.engine import TALLY
 from featx.cli.commands import featx
-from featx.cli.options import Reading
+from featx.cli.options import Limits, Reading
 from featx.exceptions import ImageError
 from featx.images.sources import as_items
 
@@ -599,3 +599,13 @@ def test_reading_can_be_typed_again():
         *("--pixel-range", "0,4095"),
         *("--fourth-band", "ignore"),
     ]
+
+
+@given(low=st.floats(-1e12, 1e6), width=st.floats(1e-3, 1e12))
+def test_range_is_typed_in_all_digits(low, width):
+    _, word = Reading(None, None, "float32", "exact", (low, low + width)).words()
+    assert Limits().convert(word, None, None) == (low, low + width)
+
+
+def test_range_is_typed_in_few_digits_where_these_are_all():
+    assert Reading(None, None, "float32", "exact", (0.0, 1048575.0)).words()[1] == "0,1048575"
