@@ -295,7 +295,8 @@ def _counted(left_out: Sequence[LeftOut], reason: str, most: int) -> str:
 
 def _named(each: LeftOut) -> str:
     folders = "folder" if each.number == 1 else "folders"
-    return {"": "without an ending", FOLDER: folders}.get(each.ending, each.ending)
+    ending = "".join(char if char.isprintable() else repr(char)[1:-1] for char in each.ending)
+    return {"": "without an ending", FOLDER: folders}.get(ending, ending)
 
 
 def _lies_in(place: str, folder: str) -> bool:
