@@ -354,3 +354,11 @@ def test_many_lost_classes_are_told_in_few_words(tmp_path):
     with pytest.warns(UserWarning, match=r"and in 42 more\. Install") as warned:
         load_image_folder(tmp_path)
     assert len(str(warned[0].message)) < 1500
+
+
+def test_patterns_in_the_place_of_extensions_are_told_what_these_are(tmp_path):
+    fill(tmp_path, "ants/1.jpg", "bees/1.jpg")
+    with pytest.raises(
+        ValueError, match=r"not among extensions\)\. Name their endings in extensions, such as '\.jpg'\.$"
+    ):
+        load_image_folder(tmp_path, extensions="*.jpg")

@@ -78,6 +78,8 @@ class ClassFolders:
             do = "Put each class's pictures into a folder of its own"
         else:
             do = "Install what they need" if NEEDS_HEIC in reasons else f"Convert them{way_out}"
+        if asked := [each.ending or "a name" for each in files if each.reason == NOT_ASKED_FOR]:
+            do = f"Name their endings in extensions, such as {asked[0]!r}"
         raise ValueError(
             f"A folder with one subfolder of pictures per class is expected, got path={self.path!r}, {what}. {do}."
         )
