@@ -348,6 +348,21 @@ def test_shards_of_another_range_are_not_gone_on_with(tmp_path):
         extract(clone(MICRO).set_params(pixel_range=(0, 1023)), paths, tmp_path / "out", shard_size=2)
 
 
+def test_shards_of_another_decoder_of_heic_are_not_gone_on_with(tmp_path, monkeypatch):
+    from featx.distributed import extract
+    from featx.images import heif, reading
+
+    name = heif.heif_version().split(",")[0]  # before it is another
+    paths = dark_files(tmp_path, 2, 65535)
+    for before in (None, "pillow-heif 0.1, libheif 1.0"):
+        out = tmp_path / f"out {before}"
+        with monkeypatch.context() as patch:
+            patch.setattr(reading.heif, "heif_version", lambda before=before: before)
+            extract(MICRO, paths, out)
+        with pytest.raises(ValueError, match=rf"(?s)Shards of one recipe .*asked: .*{name}"):
+            extract(MICRO, paths, out)
+
+
 # Callables.
 
 
