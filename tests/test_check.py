@@ -22,6 +22,7 @@ from pictures import encode
 from featx.cli.commands import featx
 from featx.cli.findings import Findings, Photo
 from featx.cli.outcomes import Broken
+from featx.images.items import PathItem
 from featx.images.walk import LeftOut
 
 RNG = np.random.default_rng(0)
@@ -117,6 +118,19 @@ def test_nothing_is_changed_and_nothing_kept(tmp_path: Path, monkeypatch: pytest
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     run(tmp_path / "photos")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_what_is_compared_is_what_was_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, n=2)
+    read, seen = PathItem._read, Counter[str]()
+
+    def counting(item: PathItem) -> bytes:
+        seen[item.source] += 1
+        return read(item)
+
+    monkeypatch.setattr(PathItem, "_read", counting)
+    run(tmp_path)
+    assert [*seen.values()] == [1] * 4
 
 
 def test_one_json_object_holds_it_all(tmp_path: Path) -> None:
