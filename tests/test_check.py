@@ -22,6 +22,7 @@ from pictures import encode
 from featx.cli.commands import featx
 from featx.cli.findings import Findings, Photo
 from featx.cli.outcomes import Broken
+from featx.images.items import PathItem
 from featx.images.walk import LeftOut
 
 RNG = np.random.default_rng(0)
@@ -117,6 +118,19 @@ def test_nothing_is_changed_and_nothing_kept(tmp_path: Path, monkeypatch: pytest
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     run(tmp_path / "photos")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_what_is_compared_is_what_was_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, n=2)
+    read, seen = PathItem._read, Counter[str]()
+
+    def counting(item: PathItem) -> bytes:
+        seen[item.source] += 1
+        return read(item)
+
+    monkeypatch.setattr(PathItem, "_read", counting)
+    run(tmp_path)
+    assert [*seen.values()] == [1] * 4
 
 
 def test_one_json_object_holds_it_all(tmp_path: Path) -> None:
@@ -253,3 +267,28 @@ def test_findings_are_those_of_a_look_at_every_pair(places: list[tuple[str, str,
     assert ("Exact copies" in told) == bool(same)
     assert ("Unreadable" in told) == bool(broken)
     json.dumps(found.as_dict())
+
+
+def test_class_folders_that_are_not_there_are_missed_in_splits_alone(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        fill(tmp_path / split)
+    fill(tmp_path, "u")  # beside the splits
+    assert "Nothing is wrong." in run(tmp_path, "--fewest", 3, "--strict").stdout
+    shutil.rmtree(tmp_path / "val" / "b")
+    assert "Fewer than 3 photos: val/b (0)" in run(tmp_path, "--fewest", 3).stdout.replace(f"{tmp_path}/", "")
+
+
+def test_folders_whose_names_look_alike_are_two(tmp_path: Path) -> None:
+    fill(tmp_path / "caf\u00e9", "x")
+    fill(tmp_path / "cafe\u0301", "x")
+    assert run(tmp_path).stdout.startswith("6 photos, 2 classes\n")
+
+
+def test_endings_that_are_no_text_are_escaped(tmp_path: Path) -> None:
+    fill(tmp_path)
+    for name in (b"notes.\xff", b"notes.\x1b[2J"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/a/" + name)).touch()
+    told = run(tmp_path).stdout
+    assert r"1 .\udcff" in told
+    assert r"1 .\x1b[2j" in told
+    told.encode()

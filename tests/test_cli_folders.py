@@ -148,3 +148,21 @@ def test_commands_follow_links_as_the_library_does(tmp_path: Path) -> None:
     ):
         assert json.loads(run(*command).stdout)["n_photos"] == json.loads(fit.stdout)["n_photos"] == 5
     assert "1 folder (a link to a folder that it lies in)" in fit.stderr
+
+
+def test_class_names_with_commas_and_quotes_can_be_typed(tmp_path: Path) -> None:
+    names = ["tench, Tinca tinca", '5" disc', '"quoted"', "b"]
+    folder = put(tmp_path / "photos", *(f"train/{name}/{i}.png" for name in names for i in range(2)))
+    options = ["-o", tmp_path / "m.joblib", *MICRO, "--layers", "-1", "--json"]
+    failed = run("fit", folder, *options, code=1).stderr
+    (as_splits,) = re.findall(r"same classes: (.*?)\. If they are classes", failed.strip())
+    assert json.loads(run("fit", *shlex.split(as_splits), *options).stdout)["classes"] == sorted(names)
+    searched = run("search", *shlex.split(as_splits), "--backbones", "featx_micro", "--layers", "-1").stdout
+    (next_command,) = re.findall(r"featx (fit .*)", searched)
+    assert json.loads(run(*shlex.split(next_command), *options).stdout)["classes"] == sorted(names)
+
+
+@pytest.mark.parametrize("names", ["", ",", " , "])
+def test_classes_are_at_least_one(names: str, tmp_path: Path) -> None:
+    put(tmp_path, "a/1.png")
+    assert "At least one value" in run("fit", tmp_path, "-o", tmp_path / "m.joblib", "--classes", names, code=2).stderr

@@ -25,7 +25,7 @@ from sklearn.base import clone
 from featx import FineTuneClassifier, PretrainedFeatureExtractor
 from featx.activations.engine import TALLY
 from featx.cli.commands import featx
-from featx.cli.options import Reading
+from featx.cli.options import Limits, Reading
 from featx.exceptions import ImageError
 from featx.images.sources import as_items
 
@@ -124,6 +124,14 @@ def test_colours_that_alpha_is_multiplied_into_are_laid_over_white_once():
     np.testing.assert_allclose(found, (values * 0.2 + 65535 * 0.8) / 257, atol=1.01)
 
 
+def test_fourth_band_darker_than_the_colours_makes_them_white():
+    colours = np.broadcast_to(np.uint16([51400, 25700, 60000]), (HEIGHT, WIDTH, 3))
+    near_infrared = np.full((HEIGHT, WIDTH, 1), 25700, dtype=np.uint16)
+    data = tiff(np.dstack([colours, near_infrared]), extra=(1,))  # as if colours were multiplied by it
+    assert (pixels_of(data) == 255).all()
+    assert (pixels_of(data, full_depth=True) >= 1).all()
+
+
 # Pillow does not read those of big-endian integers.
 @pytest.mark.parametrize(("kind", "order"), [(np.uint16, "<"), (np.float32, "<"), (np.float32, ">")])
 def test_tiff_whose_low_values_are_white_is_no_negative(kind, order):
@@ -139,7 +147,39 @@ def test_ppm_of_12_bits_has_its_own_white():
     values = rgb(4095)
     data = f"P6 {WIDTH} {HEIGHT} 4095\n".encode() + values.astype(">u2").tobytes()
     np.testing.assert_allclose(pixels_of(data), values / 4095 * 255, atol=0.51)
-    np.testing.assert_allclose(pixels_of(data, pixel_range=(0, 65535)), values / 4095, atol=1e-5)
+    np.testing.assert_allclose(pixels_of(data, full_depth=True), values / 4095, atol=1e-5)
+
+
+def jpeg_2000_of_12_bits(values: np.ndarray) -> bytes:
+    """Coded is by how much values differ from the middle, in any number of bits."""
+    data = encode(values[..., 0] - np.uint16(2**11) + np.uint16(2**15), "JPEG2000", irreversible=False)
+    at = data.index(b"\xff\x4f\xff\x51") + 42
+    return data[:at] + bytes([11]) + data[at + 1 :]
+
+
+OF_12_BITS = {
+    "pgm": lambda values: f"P5 {WIDTH} {HEIGHT} 4095\n".encode() + values[..., 0].astype(">u2").tobytes(),
+    "pgm-plain": lambda values: f"P2 {WIDTH} {HEIGHT} 4095 {' '.join(map(str, values[..., 0].ravel()))}\n".encode(),
+    "ppm": lambda values: f"P6 {WIDTH} {HEIGHT} 4095\n".encode() + values.astype(">u2").tobytes(),
+    "ppm-plain": lambda values: f"P3 {WIDTH} {HEIGHT} 4095 {' '.join(map(str, values.ravel()))}\n".encode(),
+    "jpeg-2000": jpeg_2000_of_12_bits,
+}
+
+
+@pytest.mark.parametrize("name", OF_12_BITS)
+@pytest.mark.parametrize("limits", [(0, 4095), (100, 400)])
+def test_pixel_range_is_one_of_the_values_in_a_file_that_has_its_own_white(name, limits):
+    values = rgb(4095) if "ppm" in name else np.repeat(rgb(4095, bands=1), 3, axis=2)
+    found = pixels_of(OF_12_BITS[name](values), pixel_range=limits)
+    np.testing.assert_allclose(found, pixels_of(values, pixel_range=limits), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OF_12_BITS)
+def test_advice_for_a_file_that_has_its_own_white_is_of_its_values(name):
+    values = rgb(400) if "ppm" in name else np.repeat(rgb(400, bands=1), 3, axis=2)
+    (message,) = told(lambda: MICRO.transform([OF_12_BITS[name](values)]))
+    assert "from 0 to 400, less than an eighth of 0 to 4095" in message
+    assert "such as pixel_range=(0, 511)." in message
 
 
 def test_transparent_grey_of_16_bits_is_white_in_every_range():
@@ -149,9 +189,15 @@ def test_transparent_grey_of_16_bits_is_white_in_every_range():
     assert (pixels_of(data, pixel_range=(0, 4095))[3, 3] == 1).all()
 
 
-def test_pixels_of_files_may_not_be_nan():
-    with pytest.raises(ImageError, match="NaN"):
-        pixels_of(tiff(np.full((3, 3, 1), np.nan, dtype=np.float32)), pixel_range=(0, 1))
+@pytest.mark.parametrize("options", [{"pixel_range": (0, 1)}, {}, {"full_depth": True}])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_pixels_of_files_may_not_be_nan(options, value):
+    values = np.full((3, 3, 1), 0.5, dtype=np.float32)
+    values[1, 1] = value
+    for data in (tiff(values), values[..., 0]):
+        with pytest.raises(ImageError, match="NaN or infinite pixels") as caught:
+            pixels_of(data, **options)
+        assert "Set pixel_range" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -249,6 +295,17 @@ def test_files_that_use_little_of_their_range_are_told_once_a_call(make, values,
     )
 
 
+@pytest.mark.parametrize("value", [0, 1, 700, 1023])
+@pytest.mark.parametrize(
+    "write", [grey_png, lambda values: tiff(values), lambda values: tiff((values / 65535).astype(np.float32))]
+)
+def test_range_that_is_advised_of_pictures_of_one_value_is_one(value, write):
+    data = write(np.full((HEIGHT, WIDTH, 1), value, dtype=np.uint16))
+    (message,) = told(lambda: MICRO.transform([data]))
+    for low, high in re.findall(r"pixel_range=[(](.*), (.*)[)][.]", message):
+        assert np.isfinite(clone(MICRO).set_params(pixel_range=(float(low), float(high))).transform([data])).all()
+
+
 @pytest.mark.parametrize("top", [8192, 65535])
 def test_files_that_use_an_eighth_of_their_range_are_not_told(top):
     assert told(lambda: MICRO.transform([png_16_bit(rgb(top))])) == []
@@ -289,6 +346,21 @@ def test_shards_of_another_range_are_not_gone_on_with(tmp_path):
     extract(clone(MICRO).set_params(pixel_range=(0, 4095)), paths, tmp_path / "out", shard_size=2)
     with pytest.raises(ValueError, match="Shards of one recipe"):
         extract(clone(MICRO).set_params(pixel_range=(0, 1023)), paths, tmp_path / "out", shard_size=2)
+
+
+def test_shards_of_another_decoder_of_heic_are_not_gone_on_with(tmp_path, monkeypatch):
+    from featx.distributed import extract
+    from featx.images import heif, reading
+
+    name = heif.heif_version().split(",")[0]  # before it is another
+    paths = dark_files(tmp_path, 2, 65535)
+    for before in (None, "pillow-heif 0.1, libheif 1.0"):
+        out = tmp_path / f"out {before}"
+        with monkeypatch.context() as patch:
+            patch.setattr(reading.heif, "heif_version", lambda before=before: before)
+            extract(MICRO, paths, out)
+        with pytest.raises(ValueError, match=rf"(?s)Shards of one recipe .*asked: .*{name}"):
+            extract(MICRO, paths, out)
 
 
 # Callables.
@@ -415,6 +487,29 @@ def computed(features: PretrainedFeatureExtractor, paths: list[str]) -> tuple[np
     return rows, TALLY.n_images - before
 
 
+@pytest.mark.parametrize(
+    "data", [DEEP["pgm"], DEEP["ppm"], FOUR_BANDS["webp"], DEEP["tiff"]], ids=["pgm", "ppm", "webp", "tiff"]
+)
+def test_file_that_could_not_be_opened_once_is_read_as_asked_later(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("featx.store.index.TRUST_AFTER_S", 0.0)  # of files that were just written
+    (tmp_path / "file").write_bytes(data)
+    X = [str(tmp_path / "file")]
+    kept = clone(MICRO).set_params(cache=str(tmp_path / "store"), on_error="nan")
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr("featx.images.opening.open_image", fail)
+        patch.setattr("featx.images.decoding.open_image", lambda *_: 1 / 0)
+        assert np.isnan(kept.transform(X)).all()
+    for options in ({}, {"pixel_range": (0, 4095)}, {"fourth_band": "ignore"}):
+        rows = clone(kept).set_params(**options).transform(X)
+        assert relative_difference(rows, clone(MICRO).set_params(**options).transform(X)) < 1e-5
+    assert computed(kept, X)[1] == 0
+
+
 def test_two_ranges_share_the_rows_of_ordinary_files_in_a_store(tmp_path):
     paths = dark_files(tmp_path, 2)
     for i, data in enumerate(PLAIN):
@@ -519,3 +614,13 @@ def test_reading_can_be_typed_again():
         *("--pixel-range", "0,4095"),
         *("--fourth-band", "ignore"),
     ]
+
+
+@given(low=st.floats(-1e12, 1e6), width=st.floats(1e-3, 1e12))
+def test_range_is_typed_in_all_digits(low, width):
+    _, word = Reading(None, None, "float32", "exact", (low, low + width)).words()
+    assert Limits().convert(word, None, None) == (low, low + width)
+
+
+def test_range_is_typed_in_few_digits_where_these_are_all():
+    assert Reading(None, None, "float32", "exact", (0.0, 1048575.0)).words()[1] == "0,1048575"

@@ -56,7 +56,8 @@ def test_folder_gives_paths_as_str_and_classes_as_int(photos):
 
 def test_folder_takes_other_extensions_alone(photos):
     for extensions in ((".TXT",), ".txt"):
-        bunch = load_image_folder(photos, shuffle=False, extensions=extensions)
+        with pytest.warns(UserWarning, match="none in 'bees', which holds 1 .jpg, 1 .png and 1 .webp .not among ext"):
+            bunch = load_image_folder(photos, shuffle=False, extensions=extensions)
         assert relative(bunch, photos) == ["ants/notes.txt"]
 
 
@@ -329,3 +330,35 @@ def fill(root, *names):
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
+
+
+@pytest.mark.parametrize("name", ["recycled", "Recycler", "recycle", "trash", "thumbs", "temp"])
+def test_words_that_people_call_classes_by_are_classes(tmp_path, name):
+    fill(tmp_path, f"{name}/1.jpg", "organic/1.jpg")
+    assert sorted(load_image_folder(tmp_path).target_names) == sorted([name, "organic"])
+
+
+def test_class_of_other_extensions_is_warned_of_and_asks_for_them(tmp_path):
+    fill(tmp_path, "ants/1.jpg", "bees/1.jpeg", "bees/2.jpeg", "wasps/.hidden.jpeg", "wasps/@eaDir/1.jpg")
+    with pytest.warns(UserWarning, match=r"in 'bees', which holds 2 \.jpeg \(not among ext") as warned:
+        load_image_folder(tmp_path, extensions=".jpg")
+    assert len(warned) == 1
+    assert "Name their endings in extensions" in str(warned[0].message)
+    with pytest.raises(ValueError, match=r"with 'bees' too"):
+        load_image_folder(tmp_path, extensions=".jpg", classes=["ants"])
+    assert load_image_folder(tmp_path, extensions=[".jpg", ".jpeg"]).target_names == ["ants", "bees"]
+
+
+def test_many_lost_classes_are_told_in_few_words(tmp_path):
+    fill(tmp_path, "ants/1.jpg", *(f"class_{i}/{i}.nef" for i in range(50)))
+    with pytest.warns(UserWarning, match=r"and in 42 more\. Install") as warned:
+        load_image_folder(tmp_path)
+    assert len(str(warned[0].message)) < 1500
+
+
+def test_patterns_in_the_place_of_extensions_are_told_what_these_are(tmp_path):
+    fill(tmp_path, "ants/1.jpg", "bees/1.jpg")
+    with pytest.raises(
+        ValueError, match=r"not among extensions\)\. Name their endings in extensions, such as '\.jpg'\.$"
+    ):
+        load_image_folder(tmp_path, extensions="*.jpg")

@@ -143,3 +143,11 @@ def test_png_without_anything_to_leave_out_is_not_copied():
 
     assert pixels_alone(PNG) is PNG
     assert struct.unpack(">I", PNG[8:12]) == (13,)
+
+
+def test_zeros_in_the_place_of_chunks_are_told_in_printable_words():
+    data = encode(photo(), "PNG")
+    for at in (33, data.index(b"IEND") - 4):
+        with pytest.raises(UnreadableImage) as caught:
+            decode(data[:at] + bytes(500), max_pixels=10**6)
+        assert str(caught.value).isprintable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import tempfile
 import warnings
@@ -262,3 +263,61 @@ def test_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pytes
         console = Console(quiet=True)
         ask(console)
         assert console.broken == [Broken(closed, "permission denied")]
+
+
+def test_pattern_of_any_depth_finds_each_folder_once_whatever_the_links(tmp_path: Path) -> None:
+    root = fill(tmp_path / "photos", "ants/1.jpg", "ants/deep/2.jpg", "bees/3.jpg", "bees/.hidden/x.jpg")
+    fill(tmp_path / "elsewhere", "4.jpg")
+    for number in range(30):  # through which ways lead in numbers that no computer counts to
+        (root / "ants" / f"loop{number}").symlink_to("..")
+    (root / "bees" / "ants").symlink_to("../ants")
+    (root / "bees" / "far").symlink_to(tmp_path / "elsewhere")
+    found = list_items(f"{root}/**/*.jpg", None)
+    names = ["ants/1.jpg", "ants/deep/2.jpg", "bees/3.jpg", "bees/far/4.jpg"]
+    assert [path.removeprefix(f"{root}/") for path in found.pictures] == names
+    assert found.pictures == walk(str(root), choose()).pictures
+    assert list_items(f"{root}/**/ants/**/*.jpg", None).pictures == found.pictures[:2]
+    assert list_items(f"{root}/bees/ants/*.jpg", None).pictures == [f"{root}/bees/ants/1.jpg"]
+
+
+PATTERNS = [
+    "**/*.jpg",
+    "**",
+    "**/",
+    "a/**",
+    "*/**/*.png",
+    "**/b/**/*",
+    "**/b/*.jpg",
+    "*/*.jpg",
+    "**/.h*/*",
+    "[ab]/**/?.*",
+]
+
+
+@pytest.mark.parametrize("pattern", [*PATTERNS, "a**/*.jpg", "**b/*", "./**/*.jpg", "a//**//*.jpg", "no/**/*"])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_pattern_finds_what_glob_finds_where_there_are_no_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, absolute: bool
+) -> None:
+    names = [
+        "1.jpg",
+        "a/2.jpg",
+        "a/b/3.jpg",
+        "b/4.png",
+        "b/c/b/5.jpg",
+        ".h/6.jpg",
+        "a/.h/7.jpg",
+        "a/[b]/8.jpg",
+        "a/.9.jpg",
+    ]
+    fill(tmp_path / "in [x]", *names)
+    monkeypatch.chdir(tmp_path / "in [x]")
+    asked = f"{glob.escape(str(tmp_path))}/in [[]x]/{pattern}" if absolute else pattern
+    expected = sorted({path for path in glob.glob(asked, recursive=True) if not os.path.isdir(path)})
+    if expected:
+        assert sorted({*map(os.path.normpath, list_items(asked, None).pictures)}) == sorted(
+            {*map(os.path.normpath, expected)}
+        )
+    else:
+        with pytest.raises(ValueError, match="At least one file"):
+            list_items(asked, None)

@@ -99,8 +99,8 @@ def _digests(items: Items, n_jobs: int | None, console: Console) -> list[bytes |
     from featx.images.unreadable import looked_at, threads_for
 
     def look(row: int) -> bytes:
-        items.load(row)
-        return items.digest(row)
+        _, contents = items.load_with_contents(row, 0)
+        return items.reading.digest_of(*contents)
 
     with (
         tqdm(total=len(items), unit="img", desc="reading", disable=not console.verbose) as bar,

@@ -88,11 +88,14 @@ class Findings:
 
     @cached_property
     def classes(self) -> list[Class]:
-        """Every class in every part that has classes."""
+        """Every class of any split in every split, and those that there are beside splits."""
         counts = Counter((photo.part, photo.name) for photo in self.photos if photo.digest is not None)
+        folders = {(part, name) for part, name in self.folders if name}
+        above = {os.path.dirname(os.path.abspath(part)) for part, _ in self.folders}
         parts = dict.fromkeys(part for part, name in self.folders if name)
-        names = sorted({name for _, name in self.folders if name})
-        return [Class(part, name, counts[part, name]) for part in parts for name in names]
+        splits = [part for part in parts if os.path.abspath(part) not in above]
+        folders |= {(part, name) for part in splits for other, name in folders if other in splits}
+        return [Class(part, name, counts[part, name]) for part in parts for of, name in sorted(folders) if of == part]
 
     @property
     def few(self) -> list[Class]:
@@ -123,7 +126,8 @@ class Findings:
         if self.left_out:
             yield f"Left out: {told(self.left_out)}"
         if self.few:
-            yield f"Fewer than {self.fewest} photos: {_listed(self.few)}"
+            several = len({each.part for each in self.classes}) > 1
+            yield f"Fewer than {self.fewest} photos: {_listed(self.few, several)}"
         if not self.n_problems:
             yield "Nothing is wrong."
 
@@ -166,8 +170,7 @@ def _different(group: Sequence[Photo]) -> list[Photo]:
     return sorted(group, key=lambda photo: first[photo.part, photo.name] is not photo)
 
 
-def _listed(classes: Sequence[Class]) -> str:
-    several = len({each.part for each in classes}) > 1
+def _listed(classes: Sequence[Class], several: bool) -> str:
     words = [_in_line(os.path.join(each.part, each.name) if several else each.name) for each in classes[:_MOST_TOLD]]
     counted = [f"{word} ({each.count})" for word, each in zip(words, classes, strict=False)]
     more = [f"{len(classes) - _MOST_TOLD} more"] * (len(classes) > _MOST_TOLD)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import functools
+import io
 import os
 import shutil
 import tempfile
@@ -31,8 +33,15 @@ KEPT_POOLINGS = ("avg", "max", "gem")
 _PASSING = (None, "/tmp", "/var/tmp", "/dev/shm")
 
 
+def listed(values: Iterable[str]) -> str:
+    """Values as `Listed` takes them."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(values)
+    return line.getvalue()
+
+
 class Listed(click.ParamType[list[str | int]]):
-    """Values with commas between them, as a list.
+    """Values with commas between them, as a list; those that hold commas are in double quotes, as in CSV files.
 
     Parameters
     ----------
@@ -51,7 +60,8 @@ class Listed(click.ParamType[list[str | int]]):
         """Split, and check."""
         if isinstance(value, list):
             return value
-        parts = [part.strip() for part in str(value).split(",") if part.strip()]
+        (fields,) = csv.reader(io.StringIO(str(value), newline=""), skipinitialspace=True) if value else [[]]
+        parts = [part.strip() for part in fields if part.strip()]
         for part in parts:
             if self.known and part not in self.known:
                 self.fail(f"{part!r} is not one of {', '.join(self.known)}.", param, ctx)
@@ -190,7 +200,7 @@ class Reading:
 
 
 def _typed(value: Any) -> str:
-    return ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
+    return ",".join(repr(number).removesuffix(".0") for number in value) if isinstance(value, tuple) else str(value)
 
 
 def extractor_for(
@@ -342,8 +352,9 @@ pooling_option = click.option(
 classes_option = click.option(
     "--classes",
     type=Listed("NAMES", numbers=False),
-    help="The class folders, with commas between; another folder is an error. Needed where they are called like the "
-    "splits of a data set (train, test, ...).  [default: every subfolder with photos]",
+    help="The class folders, with commas between, and names that hold commas in double quotes; another folder is an "
+    "error. Needed where they are called like the splits of a data set (train, test, ...).  [default: every subfolder "
+    "with photos]",
 )
 layers_option = click.option(
     "--layers",

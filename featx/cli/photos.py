@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import click
 import numpy as np
 
+from featx.cli.options import listed
 from featx.cli.outcomes import Broken, Console
 from featx.images.classes import list_classes
 from featx.images.formats import choose
@@ -72,4 +73,4 @@ def closed_folders(errors: Iterable[OSError]) -> list[Broken]:
 
 
 def _line(path: str, classes: Sequence[str]) -> str:
-    return f"{shlex.quote(path)} --classes {shlex.quote(','.join(classes))}"
+    return f"{shlex.quote(path)} --classes {shlex.quote(listed(classes))}"

@@ -23,6 +23,7 @@ from featx.cli.options import (
     classes_option,
     example,
     extractor_for,
+    listed,
     with_console,
     with_machine,
     with_reading,
@@ -107,7 +108,7 @@ def search(
         paths, y, scores, efforts = _search(paths, y, extractors, layers, poolings, folds, console)
         ranked = sorted(scores, key=lambda score: -score.accuracy)
         best = ranked[0]
-        chosen = ["--classes", ",".join(classes)] if classes else []
+        chosen = ["--classes", listed(classes)] if classes else []
         fit = ["fit", photos, *chosen, "-o", "model.joblib", "--backbone", best.backbone, "--layers", best.layer]
         fit += ["--pooling", best.pooling, *readings[best.backbone].words(), *([] if machine.cache else ["--no-cache"])]
         found = Found(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from featx.images.formats import Choice, choose
 from featx.images.remote import is_url
 from featx.images.sources import as_items
-from featx.images.walk import HIDDEN, Listing, is_hidden, is_of_the_system, left_out_of, told, walk
+from featx.images.walk import HIDDEN, Listing, folders_below, is_hidden, is_of_the_system, left_out_of, told, walk
+
+# In a pattern, a part "**".
+_DEEP = re.compile(r"(?:^|(?<=/))[*][*](?:/+|$)")
 
 
 def list_items(items: Any, storage_options: Mapping[str, Any] | None) -> Listing:
@@ -57,8 +61,8 @@ def _matching(pattern: str, storage_options: Mapping[str, Any] | None) -> Listin
     elif os.path.lexists(pattern):  # also where its name reads like a pattern
         found = Listing([pattern])
     else:
-        matches = glob.iglob(pattern, recursive=True)
-        found = _sorted_out((path for path in matches if not os.path.isdir(path)), _asked_for(pattern, os.sep))
+        matches = (path for path in _expanded(pattern) if not os.path.isdir(path))
+        found = _sorted_out(matches, _asked_for(pattern, os.sep))
     if found.closed:
         raise found.closed[0]
     if not found.pictures:
@@ -66,6 +70,20 @@ def _matching(pattern: str, storage_options: Mapping[str, Any] | None) -> Listin
         but = f", but: {told(left_out)}" if left_out else ""
         raise ValueError(f"At least one file is expected, got items={pattern!r}, which matches none{but}.")
     return found
+
+
+def _expanded(pattern: str) -> set[str]:
+    """What matches a pattern, where ``**`` stands for a folder and those below it, each real one once."""
+    *parts, last = _DEEP.split(pattern)
+    tops = [""]
+    for part in parts:
+        found = (
+            match for top in tops for match in (glob.iglob(os.path.join(glob.escape(top), part)) if part else [top])
+        )
+        tops = folders_below(name for name in found if os.path.isdir(name or os.curdir))
+    if not last and pattern.endswith("/"):  # folders alone
+        return set()
+    return {match for top in tops for match in glob.iglob(os.path.join(glob.escape(top), last or "*"))}
 
 
 def _matching_far(pattern: str, storage_options: Mapping[str, Any]) -> Listing:

@@ -17,7 +17,7 @@ from featx.distributed.folder import Folder
 from featx.exceptions import FeatxError, ImageError
 from featx.images.items import PathItem
 from featx.images.loading import load_tile
-from featx.images.reading import DEEP, FOUR_BANDS, Content, Span
+from featx.images.reading import DEEP, FOUR_BANDS, HEIF, Content, Span
 from featx.images.remote import Unreachable, is_url
 from featx.images.sources import Items
 from featx.images.view import WatchedItems
@@ -95,7 +95,7 @@ def recipe_of(extraction: Extraction) -> str:
         extraction.items.short_side,
         lambda path: PathItem(path, 0).digest_of_bytes(),
     )
-    reading = extraction.items.reading.words(DEEP | FOUR_BANDS)
+    reading = extraction.items.reading.words(DEEP | FOUR_BANDS | HEIF)  # what items are is not known
     return "; ".join(
         [
             f"layers: {read}; pooling: {plan.pooling}, grid {plan.grid}; normalize: {plan.normalize}; {seen}",

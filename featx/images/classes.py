@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from featx.images.formats import NEEDS_HEIC, choose
+from featx.images.formats import NEEDS_HEIC, NOT_ASKED_FOR, choose
 from featx.images.walk import (
     BESIDE,
     FOLDER,
@@ -78,6 +78,8 @@ class ClassFolders:
             do = "Put each class's pictures into a folder of its own"
         else:
             do = "Install what they need" if NEEDS_HEIC in reasons else f"Convert them{way_out}"
+        if asked := [each.ending or "a name" for each in files if each.reason == NOT_ASKED_FOR]:
+            do = f"Name their endings in extensions, such as {asked[0]!r}"
         raise ValueError(
             f"A folder with one subfolder of pictures per class is expected, got path={self.path!r}, {what}. {do}."
         )
@@ -202,17 +204,25 @@ def _subfolders(path: str) -> list[str]:
 
 
 def _holds_files(listing: Listing) -> bool:
-    return bool(listing.pictures) or any(each.is_lost for each in left_out_of([listing]))
+    return bool(listing.pictures or _not_listed(listing))
 
 
-def _lost(without: Mapping[str, Listing]) -> str | None:
-    files = {name: [each for each in left_out_of([listing]) if each.is_lost] for name, listing in without.items()}
-    lost = [f"{name!r}, which holds {told(left_out)}" for name, left_out in files.items() if left_out]
+def _not_listed(listing: Listing) -> list[LeftOut]:
+    """Files that a user may have meant, or meant before there was a choice of extensions."""
+    return [each for each in left_out_of([listing]) if each.is_lost or each.reason == NOT_ASKED_FOR]
+
+
+def _lost(without: Mapping[str, Listing], most: int = 8) -> str | None:
+    files = {name: _not_listed(listing) for name, listing in without.items()}
+    lost = [f"none in {name!r}, which holds {told(left_out)}" for name, left_out in files.items() if left_out]
     if not lost:
         return None
+    more = [f"and in {len(lost) - most} more"] * (len(lost) > most)
+    asked = any(each.reason == NOT_ASKED_FOR for left_out in files.values() for each in left_out)
+    do = "Name their endings in extensions" if asked else "Install what reads the files"
     return (
-        f"Pictures are expected in every class folder, got none in {'; none in '.join(lost)}. Install what "
-        "reads the files, or convert them; a folder that is no class belongs elsewhere."
+        f"Pictures are expected in every class folder, got {'; '.join([*lost[:most], *more])}. {do}, or convert them; "
+        "a folder that is no class belongs elsewhere."
     )
 
 

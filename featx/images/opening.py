@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from featx.images import heif
-from featx.images.reading import DEEP, FOUR_BANDS, HEIF, REREAD
+from featx.images.reading import DEEP, FOUR_BANDS, HEIF, REREAD, UNOPENED
 
 _SIGNATURES = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
@@ -65,8 +65,8 @@ def traits_of(data: bytes) -> int:
     try:
         image = open_image(data, kind)
         return traits_of_image(image) | DEEP * has_lost_bits(image, data)
-    except Exception:  # who decodes it says what is wrong
-        return 0
+    except Exception:  # who decodes it says what is wrong, which may be a limit or a missing decoder of this process
+        return DEEP | FOUR_BANDS | UNOPENED
 
 
 def traits_of_image(image: Any) -> int:
@@ -106,11 +106,16 @@ def layout_of_16_bit(image: Any) -> tuple[str, str] | None:
 def has_lost_bits(image: Any, data: bytes) -> bool:
     """Whether a file of colours has more than 8 bits a sample, of which Pillow gives 8 and no others."""
     if image.format == "JPEG2000" and image.mode not in ("I;16", "I"):
-        found = _SIZES_OF_JPEG_2000.search(data)
-        return found is not None and found[1][0] & 0x7F >= 8  # the number of bits less one
+        return bits_of_jpeg_2000(data) > 8
     if image.format == "SGI":
         return data[_SGI_BYTES_AT : _SGI_BYTES_AT + 1] == b"\2"
     return any(str(rawmode_of(tile)).startswith("CMYK;16") for tile in getattr(image, "tile", ()))
+
+
+def bits_of_jpeg_2000(data: bytes) -> int:
+    """Bits a sample of the first component."""
+    found = _SIZES_OF_JPEG_2000.search(data)
+    return 8 if found is None else (found[1][0] & 0x7F) + 1
 
 
 def maxval_of_ppm(tile: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -76,8 +77,10 @@ def _whole(path: str, classes: dict[str, Listing], beside: Listing, why_not: Cho
 
 
 def _by_name(classes: dict[str, Listing]) -> dict[str, Listing]:
-    """The same, names spelt alike on all systems: macOS takes accents apart."""
-    return {unicodedata.normalize("NFC", name): listing for name, listing in classes.items()}
+    """The same, names spelt alike on all systems, where no two are: macOS takes accents apart."""
+    spelt = {name: unicodedata.normalize("NFC", name) for name in classes}
+    alike = Counter(spelt.values())
+    return {name if alike[spelt[name]] > 1 else spelt[name]: listing for name, listing in classes.items()}
 
 
 def photos_of(parts: list[Part]) -> Iterator[tuple[str, Part, str]]:

@@ -65,7 +65,10 @@ def _matters(chunk: memoryview, name: bytes) -> bool:
     if zlib.crc32(chunk[4:-4]) == struct.unpack_from(">I", chunk, len(chunk) - 4)[0]:
         return True
     if is_critical:
-        raise UnreadableImage(f"PNG checksum error in {name.decode('latin-1')}")
+        # Names are letters; whatever stands in the place of one is none.
+        raise UnreadableImage(
+            f"PNG checksum error in {name.decode()}" if name.isalpha() else "truncated or damaged PNG"
+        )
     return False
 
 

@@ -17,7 +17,7 @@ PixelRange: TypeAlias = str | tuple[float, float]  # the str is "auto"
 Span: TypeAlias = tuple[float, float]
 
 #: What a file may be that makes its reading depend on more than its bytes; to be added up.
-DEEP, FOUR_BANDS, HEIF, REREAD = 1, 2, 4, 8
+DEEP, FOUR_BANDS, HEIF, REREAD, UNOPENED = 1, 2, 4, 8, 16
 
 #: Part of the range of values that pictures use in the least, or much of them is lost.
 _LEAST_USED = 1 / 8
@@ -34,7 +34,8 @@ class Content(NamedTuple):
     traits : int
         Sum of `DEEP` (more than 8 bits a sample), `FOUR_BANDS` (a fourth beside three colours), `HEIF` and `REREAD` (of
         16 bits in a layout that was read by the high bytes alone, or wrongly, before the others were), as far as they
-        hold; one too many costs nothing but a row of its own for every reading.
+        hold; one too many costs nothing but a row of its own for every reading. `UNOPENED` is all that is known of a
+        file that could not be opened, which may be another time, and then holds of anything.
     """
 
     digest: bytes
@@ -74,15 +75,16 @@ class Seen:
 
 
 def _told(low: float, high: float, white: float) -> str:
-    # A camera of b bits starts at 0; a window elsewhere is what is seen of it.
+    # A camera of b bits starts at 0; a window elsewhere is what is seen of it, and one value shows none.
     full = 2 ** int(high).bit_length() - 1
     pair = (0, full) if white > 1 and low < full / 2 else (low, high)
+    such = ", such as pixel_range=({3}, {4})" if pair[0] < pair[1] else ""
     number = "{:.0f}" if white > 1 else "{:g}"
     shown = [number.format(value) for value in (low, high, white, *pair)]
     return (
         f"The images with more than 8 bits have values from {shown[0]} to {shown[1]}, less than an eighth of 0 to "
         f'{shown[2]}, which pixel_range="auto" maps onto black and white: little of them is left. Pass the values that '
-        f"stand for black and white, such as pixel_range=({shown[3]}, {shown[4]})."
+        f"stand for black and white{such.format(*shown)}."
     )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from featx.exceptions import UnreadableImage
 from featx.images.opening import (
+    bits_of_jpeg_2000,
     has_lost_bits,
     is_negative,
     is_of_integers_or_floats,
@@ -54,6 +55,8 @@ class _Samples:
         Whether all bits of the file are there.
     negative : bool
         Whether low values are white.
+    factor : float
+        What Pillow has multiplied the values of the file by.
     """
 
     values: NDArray[Any]
@@ -62,6 +65,7 @@ class _Samples:
     premultiplied: bool = False
     in_full: bool = True
     negative: bool = False
+    factor: float = 1.0
 
 
 def rgb_of_deep(image: Any, data: bytes | None, reading: Reading) -> NDArray[Any] | None:
@@ -88,12 +92,13 @@ def rgb_of_deep(image: Any, data: bytes | None, reading: Reading) -> NDArray[Any
     if samples is None:
         return None
     bands = samples.values if reading.fourth_band == "alpha" else samples.values[..., :3]
-    limits = _limits(bands[..., :3], samples.white, reading)
+    limits = _limits(bands[..., :3], samples, reading)
     if as_usual and not (reading.full_depth and samples.in_full):
         pixels = _in_8_bits(bands)
     else:
         alpha = mapped(bands[..., 3:], (0, samples.white))
-        pixels = np.concatenate([mapped(bands[..., :3], limits), alpha], axis=2)
+        colours = bands[..., :3] if as_usual else _in_file(bands[..., :3], samples.factor)
+        pixels = np.concatenate([mapped(colours, limits), alpha], axis=2)
     white = 255 if pixels.dtype == np.uint8 else 1
     if samples.negative:
         pixels = white - pixels
@@ -104,12 +109,22 @@ def rgb_of_deep(image: Any, data: bytes | None, reading: Reading) -> NDArray[Any
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
-def _limits(values: NDArray[Any], white: float, reading: Reading) -> tuple[float, float]:
+def _limits(values: NDArray[Any], samples: _Samples, reading: Reading) -> tuple[float, float]:
     if not isinstance(reading.pixel_range, str):
         return reading.pixel_range
-    _check_range(values, white)
-    reading.seen.note(float(values.min()), float(values.max()), white)
-    return 0, white
+    _check_range(values, samples.white)
+    low, high = _in_file(np.array([values.min(), values.max()]), samples.factor)
+    reading.seen.note(float(low), float(high), _white_in_file(samples))
+    return 0, samples.white
+
+
+def _white_in_file(samples: _Samples) -> float:
+    # A shift by bits leaves zeros below: 65520 of 65535 is white there.
+    return samples.white if samples.factor == 1 else float(int(samples.white / samples.factor + 1e-6))
+
+
+def _in_file(values: NDArray[Any], factor: float) -> NDArray[Any]:
+    return values if factor == 1 else np.rint(values / factor)
 
 
 def mapped(values: NDArray[Any], limits: tuple[float, float]) -> NDArray[np.float32]:
@@ -124,7 +139,7 @@ def mapped(values: NDArray[Any], limits: tuple[float, float]) -> NDArray[np.floa
     return (finite(values.astype(np.float32)) - np.float32(low)) / np.float32(high - low)
 
 
-def finite(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def finite(values: NDArray[Any]) -> NDArray[Any]:
     """The same values, all of which are numbers.
 
     Raises
@@ -155,24 +170,26 @@ def on_white(rgba: NDArray[Any], premultiplied: bool = False) -> NDArray[Any]:
         colour, alpha = rgba[..., :3], rgba[..., 3:]
         return (colour if premultiplied else colour * alpha) + (1 - alpha)
     colour, alpha = rgba[..., :3].astype(np.uint16), rgba[..., 3:].astype(np.uint16)
-    colour = 255 * colour if premultiplied else colour * alpha
+    # What is no transparency may be less than the colours, whose sum then needs more than 16 bits.
+    colour = 255 * colour.astype(np.uint32) if premultiplied else colour * alpha
     return np.minimum((colour + 255 * (255 - alpha) + 127) // 255, 255).astype(np.uint8)
 
 
 def _samples(image: Any, data: bytes | None) -> _Samples | None:
     layout = None if data is None else layout_of_16_bit(image)
     if is_of_integers_or_floats(image):
+        factor = 1.0 if data is None else _factor(image, data)
         image.load()
         values = np.asarray(image)
         see_through = image.info.get("transparency")
         is_white = values == see_through if isinstance(see_through, int) else None
         white = 1.0 if image.mode == "F" else _WHITE
-        return _Samples(values[..., np.newaxis], white, is_white, negative=is_negative(image))
+        return _Samples(values[..., np.newaxis], white, is_white, negative=is_negative(image), factor=factor)
     if data is None or layout is None:
         return None
     bands, order = layout
     if bands == "PPM":
-        return _Samples(_samples_of_ppm(image, data), _WHITE)
+        return _Samples(_samples_of_ppm(image, data), _WHITE, factor=_factor(image, data))
     if bands == "LA":  # both bytes of both bands, as if they were four bands
         four = _unpacked(image, lambda _: "RGBA")
         return _Samples(_joined(four[..., 0::2], four[..., 1::2])[..., [0, 0, 0, 1]], _WHITE)
@@ -183,6 +200,15 @@ def _samples(image: Any, data: bytes | None) -> _Samples | None:
         return _Samples(_joined(high, high), _WHITE, in_full=False)
     low = _unpacked(open_image(data, kind_of(data)), lambda rawmode: _in_order(rawmode, _OTHER_ORDER[order]))
     return _Samples(_joined(high, low), _WHITE, premultiplied=bands == "RGBa")
+
+
+def _factor(image: Any, data: bytes) -> float:
+    """What Pillow multiplies the values of a file by that is not decoded yet, so that white is that of 16 bits."""
+    if image.format == "PPM" and isinstance(image.tile[0].args, tuple) and image.mode != "F":
+        return _WHITE / maxval_of_ppm(image.tile[0])
+    if image.format == "JPEG2000":
+        return 2.0 ** max(0, 16 - bits_of_jpeg_2000(data))
+    return 1.0
 
 
 def _samples_of_ppm(image: Any, data: bytes) -> NDArray[Any]:
@@ -213,8 +239,8 @@ def _joined(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> NDArray[np.uint3
 
 def _check_range(values: NDArray[Any], white: float) -> None:
     """Raise where values cannot be told from black and white."""
-    lowest, highest = values.min(), values.max()
-    if lowest >= 0 and highest <= white:  # false of NaN too
+    lowest, highest = finite(values).min(), values.max()
+    if lowest >= 0 and highest <= white:
         return
     kind = "float" if white == 1 else "integer"
     raise UnreadableImage(f"{kind} pixels from {lowest:g} to {highest:g}, outside 0..{white:g}", ADVICE)

@@ -6,7 +6,7 @@ import os
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from featx.images.formats import NOT_ASKED_FOR, Choice, ending_of
@@ -24,7 +24,7 @@ _OF_THE_SYSTEM = frozenset(
     {
         *("@eadir", "@tmp", "#recycle", "#snapshot"),  # Synology
         *("@recycle", "@recently-snapshot", "@__thumb"),  # QNAP
-        *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000"),  # Windows
+        *("$recycle.bin", "system volume information", "found.000"),  # Windows; "recycled" is a class of waste, too
         *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),
         *("__macosx", "network trash folder", "temporary items", "icon\r"),  # macOS
         *("lost+found", "~snapshot"),  # Linux, NetApp
@@ -200,6 +200,38 @@ class _Walker:
         return [path for path in self._named_so if path not in closed and not _holds_any(path, self.found.pictures)]
 
 
+def folders_below(tops: Iterable[str]) -> list[str]:
+    """Folders and those at any depth in them but hidden ones, each real one once; links are followed at the end.
+
+    Parameters
+    ----------
+    tops : iterable of str
+        Names that joins can begin with, such as "" for the folder in which the process is.
+    """
+    folders, links, found = list[_Folder](), deque[_Folder](), dict[str, str]()
+    for top in tops:
+        folder = _Folder(top, os.path.realpath(top or os.curdir))
+        (links if os.path.islink(top.rstrip(os.sep)) else folders).append(folder)
+    while folders or links:
+        folder = folders.pop() if folders else links.popleft()
+        leads_back = folder.link is not None and _lies_in(folder.link, folder.real)
+        if folder.real not in found and not leads_back:
+            found[folder.real] = folder.path
+            for entry in _entries_of(folder.path):
+                if is_folder(entry) and not entry.name.startswith("."):
+                    below = replace(folder.below(entry), path=os.path.join(folder.path, entry.name))
+                    (links if is_link(entry) else folders).append(below)
+    return [*found.values()]
+
+
+def _entries_of(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder or os.curdir) as entries:
+            return [*entries]
+    except OSError:  # what a pattern does not find
+        return []
+
+
 def walk_classes(root: str, why_not: Choice) -> tuple[dict[str, Listing], Listing]:
     """Pictures of each class folder, by its name in their order, and what lies beside these folders."""
     beside, classes = Listing(), dict[str, Listing]()
@@ -263,7 +295,8 @@ def _counted(left_out: Sequence[LeftOut], reason: str, most: int) -> str:
 
 def _named(each: LeftOut) -> str:
     folders = "folder" if each.number == 1 else "folders"
-    return {"": "without an ending", FOLDER: folders}.get(each.ending, each.ending)
+    ending = "".join(char if char.isprintable() else repr(char)[1:-1] for char in each.ending)
+    return {"": "without an ending", FOLDER: folders}.get(ending, ending)
 
 
 def _lies_in(place: str, folder: str) -> bool:

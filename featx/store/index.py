@@ -20,7 +20,7 @@ import xxhash
 from featx.exceptions import ImageError, StoreError
 from featx.images.arrays import ArrayItem
 from featx.images.items import PathItem
-from featx.images.reading import Content
+from featx.images.reading import UNOPENED, Content
 from featx.images.sources import Items
 from featx.store.environment import Database
 from featx.store.memory import MEMORY
@@ -159,7 +159,8 @@ class Index:
         return files, contents
 
     def _remember(self, found: Iterable[tuple[_File, Content | bytes | ImageError | None]]) -> None:
-        settled = [(file, content) for file, content in found if isinstance(content, Content) and _is_settled(file)]
+        contents = ((file, content) for file, content in found if isinstance(content, Content))
+        settled = [(file, its) for file, its in contents if not its.traits & UNOPENED and _is_settled(file)]
 
         def write(txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
             for file, content in settled:
