@@ -114,6 +114,11 @@ def processor(folder: Path, **said: Any) -> None:
             32,
         ),
         ({"size": {"height": 32, "width": 32}, "do_normalize": False}, (32, 32), 32),
+        ({"size": {"height": 36, "width": 36}, "do_center_crop": True, "crop_size": 32}, (36, 36), 32),
+        # One number is the shorter side's for CLIP, as in the file of its first release, and both sides' for others.
+        ({"feature_extractor_type": "CLIPFeatureExtractor", "size": 32, "crop_size": 32}, (44, 32), 32),
+        ({"image_processor_type": "BitImageProcessorFast", "size": 36, "crop_size": 32}, (50, 36), 32),
+        ({"feature_extractor_type": "BeitFeatureExtractor", "size": 32}, (32, 32), 32),
     ],
 )
 def test_networks_of_transformers_are_fed_as_the_file_beside_them_says(
@@ -134,7 +139,26 @@ def test_networks_of_transformers_are_fed_as_the_file_beside_them_says(
     np.testing.assert_allclose(rows, wanted, atol=0.02)
 
 
-@pytest.mark.parametrize("said", [None, {"size": {"longest_edge": 32}}, {"size": 32, "resample": 1}])
+SQUARE = {"size": {"height": 32, "width": 32}}
+CROPPED = {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        {"size": {"longest_edge": 32}},
+        {"size": {"shortest_edge": 32, "longest_edge": 64}, "do_center_crop": True, "crop_size": 32},
+        {"size": 32, "resample": 1},
+        # What these do beside is written in their code.
+        {"image_processor_type": "LevitImageProcessor", **CROPPED},
+        {"image_processor_type": "PoolFormerImageProcessor", "crop_pct": 0.9, **CROPPED},
+        {"image_processor_type": "EfficientNetImageProcessor", "include_top": True, **SQUARE},
+        {"image_processor_type": "SomebodysImageProcessor", **SQUARE},
+        {"do_rescale": False, **SQUARE},
+        {"do_flip_channel_order": True, **SQUARE},
+    ],
+)
 def test_what_nothing_tells_is_said_and_a_processor_is_the_way_out(said: dict | None, tmp_path: Path) -> None:
     if said is not None:
         processor(tmp_path, **said)

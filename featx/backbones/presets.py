@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -18,6 +19,33 @@ USUAL = Preset(resize=256, crop=224)
 # Files of transformers beside its weights; the second holds the first under a name.
 _FILES = ("preprocessor_config.json", "processor_config.json")
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+
+
+class _Kind(NamedTuple):
+    """What a processor of transformers does where its file says no more: it has settings of its own."""
+
+    of_short_side: bool  # what a size of one number means
+    crops: bool
+    resample: int
+
+
+# Those that resize, crop, scale to 0..1 and normalise as their files say, and do nothing else. LeViT's, ConvNeXt's,
+# PoolFormer's, EfficientNet's, MobileViT's and SegFormer's compute sizes or values of their own, and are not followed.
+_KINDS = {
+    **dict.fromkeys(("vit", "dinov3vit"), _Kind(False, False, 2)),
+    **dict.fromkeys(("beit", "pvt"), _Kind(False, False, 3)),
+    "deit": _Kind(False, True, 3),
+    "siglip": _Kind(True, False, 3),
+    **dict.fromkeys(("clip", "chineseclip", "bit"), _Kind(True, True, 3)),
+    **dict.fromkeys(("mobilenetv1", "mobilenetv2"), _Kind(True, True, 2)),
+}
+# Networks whose processor is called otherwise, for files of old that do not name it.
+_KIND_OF_NETWORK = {
+    **dict.fromkeys(("swin", "swinv2", "vit_mae", "vit_msn", "ijepa"), "vit"),
+    **dict.fromkeys(("dinov2", "dinov2_with_registers"), "bit"),
+    **{"clip_vision_model": "clip", "siglip_vision_model": "siglip", "data2vec-vision": "beit"},
+}
+_FOLLOWED = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
 _OWN_PROCESSOR = "preprocess=lambda image: processor(image, return_tensors='pt')['pixel_values'][0]"
 
 
@@ -55,7 +83,7 @@ def _of_transformers(module: nn.Module) -> Preset | None:
         return None
     name = str(getattr(config, "name_or_path", None) or getattr(config, "_name_or_path", "") or "")
     said = _beside(name)
-    preset = None if said is None else _preset_of_processor(said)
+    preset = None if said is None else _preset_of_processor(said, config.model_type)
     if preset is not None:
         return preset
     side = _side(getattr(config, "image_size", None) or USUAL.crop, module)
@@ -109,29 +137,43 @@ def _local(name: str, file: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _preset_of_processor(said: Mapping[str, Any]) -> Preset | None:
+def _preset_of_processor(said: Mapping[str, Any], network: str) -> Preset | None:
     """Of a transformers image processor; None where it does something that a preset cannot."""
-    size = _sides(said.get("size"))
-    crop = _sides(said.get("crop_size")) if said.get("do_center_crop") else None
-    interpolation = _RESAMPLING.get(said.get("resample", 2))
+    kind = _kind_of(said, network)
+    if kind is None or not _only_does_what_is_followed(said):
+        return None
+    size, of_short_side = _sides(said.get("size"), kind)
+    crop = _sides(said.get("crop_size"), kind)[0] if said.get("do_center_crop", kind.crops) else size
+    interpolation = _RESAMPLING.get(said.get("resample", kind.resample))
     normalises = said.get("do_normalize", True)
     mean, std = (said.get("image_mean"), said.get("image_std")) if normalises else ([0.0] * 3, [1.0] * 3)
-    does_all = said.get("do_resize", True) and abs(float(said.get("rescale_factor", 1 / 255)) * 255 - 1) < 1e-3
-    if size is None or interpolation is None or not (mean and std and len(mean) == len(std) == 3 and does_all):
+    if not (size and crop and interpolation and mean and std and len(mean) == len(std) == 3):
         return None
-    of_short_side = isinstance(said["size"], Mapping) and "shortest_edge" in said["size"]
-    last = crop or size
-    if size[0] != size[1] or last[0] != last[1] or (of_short_side and crop is None):
+    if of_short_side and not said.get("do_center_crop", kind.crops):
         return None
-    kind = Preset if of_short_side else SquashPreset
-    return kind(size[0], last[0], tuple(mean), tuple(std), interpolation)
+    return (Preset if of_short_side else SquashPreset)(size, crop, tuple(mean), tuple(std), interpolation)
 
 
-def _sides(size: Any) -> tuple[int, int] | None:
-    """Height and width as transformers writes them: a number, both sides, or the shorter one."""
+def _kind_of(said: Mapping[str, Any], network: str) -> _Kind | None:
+    """The processor that the file names, or else the network's."""
+    named = str(said.get("image_processor_type") or said.get("feature_extractor_type") or "")
+    stem = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", named)
+    return _KINDS.get(stem.lower() or _KIND_OF_NETWORK.get(network, network))
+
+
+def _only_does_what_is_followed(said: Mapping[str, Any]) -> bool:
+    others = any(value for name, value in said.items() if name.startswith("do_") and name not in _FOLLOWED)
+    scales = said.get("do_rescale", True) and abs(float(said.get("rescale_factor", 1 / 255)) * 255 - 1) < 1e-3
+    return bool(said.get("do_resize", True) and scales) and not others
+
+
+def _sides(size: Any, kind: _Kind) -> tuple[int | None, bool]:
+    """A side as transformers writes it, and whether it is the shorter one's; None for what is not square."""
     if isinstance(size, int):
-        return size, size
+        return size, kind.of_short_side
     if not isinstance(size, Mapping):
-        return None
-    height, width = (size.get(name, size.get("shortest_edge")) for name in ("height", "width"))
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+        return None, False
+    given = {name: side for name, side in size.items() if side is not None}
+    sides = set(given.values())
+    side = next(iter(sides)) if len(sides) == 1 and given.keys() in ({"height", "width"}, {"shortest_edge"}) else None
+    return (side if isinstance(side, int) else None), "shortest_edge" in given
