@@ -81,6 +81,27 @@ def test_tuned_networks_of_timm_go_on_as_they_were_fed() -> None:
 
 
 @needs_timm
+@pytest.mark.parametrize("said", [None, {"input_size": (3, 64, 64), "mean": (0.1, 0.2, 0.3)}])
+def test_networks_of_timm_that_transformers_wraps_are_fed_as_timm_feeds_them(said: dict[str, Any] | None) -> None:
+    import timm
+
+    class TimmWrapper(nn.Module):
+        """As transformers has it: what the weights were trained with stands in its configuration, where it is known."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.timm_model = timm.create_model("test_resnet", num_classes=0)
+            self.config = SimpleNamespace(model_type="timm_wrapper", pretrained_cfg=said)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.timm_model(x)
+
+    expected = timm.data.resolve_data_config(pretrained_cfg=said or TimmWrapper().timm_model.pretrained_cfg)
+    preset = network_spec(TimmWrapper(), "DEFAULT", 0).preset
+    assert (preset.crop, preset.mean) == (expected["input_size"][1], tuple(expected["mean"]))
+
+
+@needs_timm
 @pytest.mark.parametrize("decode", ["exact", "fast"])
 def test_fit_does_not_call_a_callable_for_its_preprocessing(decode: str) -> None:
     PretrainedFeatureExtractor(lambda: pytest.fail("called"), decode=decode).fit(IMAGES)

@@ -45,6 +45,7 @@ _KIND_OF_NETWORK = {
     **dict.fromkeys(("dinov2", "dinov2_with_registers"), "bit"),
     **{"clip_vision_model": "clip", "siglip_vision_model": "siglip", "data2vec-vision": "beit"},
 }
+_WRAPPER = "timm_wrapper"  # the network inside says what it takes
 _FOLLOWED = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
 _OWN_PROCESSOR = "preprocess=lambda image: processor(image, return_tensors='pt')['pixel_values'][0]"
 
@@ -79,7 +80,7 @@ def _of_transformers(module: nn.Module) -> Preset | None:
     The network itself knows its images' side alone.
     """
     config = getattr(module, "config", None)
-    if not isinstance(getattr(config, "model_type", None), str):
+    if not isinstance(getattr(config, "model_type", None), str) or config.model_type == _WRAPPER:
         return None
     name = str(getattr(config, "name_or_path", None) or getattr(config, "_name_or_path", "") or "")
     said = _beside(name)

@@ -245,7 +245,8 @@ def told_preset(module: nn.Module) -> Preset | None:
     BackboneError
         It is none that resizes and crops to a square.
     """
-    config = getattr(module, "pretrained_cfg", None)
+    # transformers' wrapper of timm's networks has it in its own configuration.
+    config = getattr(module, "pretrained_cfg", None) or getattr(getattr(module, "config", None), "pretrained_cfg", None)
     if not config or "timm" not in sys.modules:
         return None
     config = dict(config if isinstance(config, Mapping) else config.to_dict())
