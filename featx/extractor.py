@@ -70,7 +70,8 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         p = 3 [1]_, ``"cls"`` the class token, ``"flatten"`` everything (large), ``"map"`` gives an array of shape
         (n, height, width, channels), several layers brought to the first one's grid. avg, max, gem and map leave out
         class and register tokens, whose number the network tells (timm's ``num_prefix_tokens``, parameters called
-        ``cls_token``, ``register_tokens``, ...). Where nothing tells, set ``num_prefix_tokens`` on the module.
+        ``cls_token``, ``register_tokens``, ...). Where nothing tells, set ``num_prefix_tokens`` on the module; tokens
+        behind those of the image are kept by ``"flatten"`` alone, and otherwise refused.
     grid : int, default=1
         avg, max and gem are taken over ``grid`` x ``grid`` cells, which keeps ``grid ** 2`` times as many columns and
         some of the layout of the image. Cells repeat where a layer has fewer.
