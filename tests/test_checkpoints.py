@@ -98,11 +98,18 @@ def with_other_layers(state: State, head: tuple[str, ...]) -> State:
     return {**without_head(state, head), **{f"{child}.own.{kind}": torch.ones(2) for child in head for kind in "wb"}}
 
 
+def with_other_names(state: State, head: tuple[str, ...]) -> State:
+    """A head that is called otherwise, of several layers."""
+    own = {"projector.0.weight": torch.ones(2, 3), "projector.1.weight": torch.ones(2), "last_fc.w": torch.ones(1, 2)}
+    return {**without_head(state, head), **own}
+
+
 HEADS: dict[str, Callable[[State, tuple[str, ...]], State]] = {
     "as it is": lambda state, head: state,
     "absent": without_head,
     "other classes": with_other_classes,
     "other layers": with_other_layers,
+    "other names": with_other_names,
 }
 PREFIXES = ("", "module.", "_orig_mod.", "backbone.", "module.encoder_q.", "model._orig_mod.", "net.layer1.", "0.")
 WRAPPERS = ((), ("state_dict",), ("model",), ("ema", "shadow"), ("teacher",), ("my.key", "best so far"), (0,))
@@ -227,6 +234,18 @@ def test_tensors_of_a_larger_network_are_not_those_of_a_smaller_one(small: str, 
     assert not read({"state_dict": state}, small)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "name", "shape"),
+    [
+        ("resnet18", "layer5.0.conv1.weight", (8, 8, 3, 3)),  # another stage
+        (MICRO, "norm.weight", (8,)),  # vectors alone: of what scales the features
+        ("timm/test_vit", "reg_token", (1, 4, 64)),  # tokens, which change all others
+    ],
+)
+def test_what_may_belong_to_a_larger_trunk_is_no_old_head(backbone: str, name: str, shape: tuple[int, ...]) -> None:
+    assert not read({**numbered(backbone), name: torch.zeros(shape)}, backbone)
+
+
 def test_names_that_torch_puts_inside_of_a_network_are_left_out() -> None:
     state = {
         name.replace("features.", "features._checkpoint_wrapped_module."): v for name, v in numbered(MICRO).items()
@@ -314,6 +333,15 @@ def test_head_with_other_layers_counts_as_none(tmp_path: Path) -> None:
     assert given_file.set_params(layers=-1).transform(IMAGES).shape == (3, 576)
     with pytest.raises(WeightsError, match=r"shape for classifier\.0"):
         clone(given_file).set_params(layers="penultimate").transform(IMAGES)
+
+
+def test_old_head_of_another_name_is_told_and_fine_tuned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trunk = without_head(state_of(MICRO), ("head",))
+    old = put({f"module.{name}": v for name, v in with_other_names(trunk, ("head",)).items()}, tmp_path / "old.pth")
+    rows = extractor(old, verbose=1).transform(IMAGES)
+    assert "without last_fc, projector of the file, which the network does not have" in capsys.readouterr().err
+    np.testing.assert_array_equal(rows, extractor(put(trunk, tmp_path / "trunk")).transform(IMAGES))
+    FineTuneClassifier(MICRO, weights=old, epochs=1).fit(IMAGES, ["a", "b", "a"]).predict(IMAGES)
 
 
 @pytest.mark.parametrize("freeze", ["all", 0])

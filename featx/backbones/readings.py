@@ -15,6 +15,7 @@ from featx.backbones.checkpoints import same
 Tensors = Mapping[str, torch.Tensor]
 
 _OPTIONAL = "num_batches_tracked"  # old files lack it, and in eval mode nothing reads it
+_DIGITS = "0123456789"
 
 
 @dataclass(frozen=True)
@@ -97,19 +98,34 @@ class Reading:
     def problems(self) -> dict[str, list[str]]:
         """Why the tensors do not fit the trunk: names by kind of problem; empty lists where they do."""
         own = {name: value for name, value in self.given.items() if not self.demand.is_of_head(name)}
-        return {
-            "missing": [name for name in self.demand.tensors if name in self.demand.trunk and name not in own],
-            "unexpected": [name for name in own if name not in self.demand.tensors],
-            "of another shape": [
-                f"{name} {tuple(value.shape)} in place of {tuple(self.demand.tensors[name].shape)}"
-                for name, value in own.items()
-                if name in self.demand.tensors and not self.demand.fits(name, value)
-            ],
+        missing = [name for name in self.demand.tensors if name in self.demand.trunk and name not in own]
+        misshapen = [
+            f"{name} {tuple(value.shape)} in place of {tuple(self.demand.tensors[name].shape)}"
+            for name, value in own.items()
+            if name in self.demand.tensors and not self.demand.fits(name, value)
+        ]
+        old = frozenset() if missing or misshapen else self.old_heads
+        unexpected = [name for name in own if name not in self.demand.tensors and _top(name) not in old]
+        return {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+
+    @cached_property
+    def old_heads(self) -> frozenset[str]:
+        """Modules beside the network's that a head is called by elsewhere ("last_linear", "projector").
+
+        They hold matrices. What is called as the trunk's parts are ("layer5" beside "layer4") is more of a trunk, and
+        a lone vector or token may change what the trunk does.
+        """
+        stems = {_top(name).rstrip(_DIGITS) for name in self.demand.trunk}
+        matrices = {
+            _top(name)
+            for name, tensor in self.given.items()
+            if "." in name and tensor.ndim > 1 and name not in self.demand.tensors and not self.demand.is_of_head(name)
         }
+        return frozenset(top for top in matrices if top.rstrip(_DIGITS) not in stems)
 
     @property
     def fits(self) -> bool:
-        """Whether it is all of the trunk and nothing else than head and trunk."""
+        """Whether it is all of the trunk and nothing else than heads and trunk."""
         return not any(self.problems.values())
 
     def agrees_with(self, other: Reading) -> bool:
@@ -196,6 +212,10 @@ def _under(place: str, found: Tensors, without: Sequence[str] = ()) -> Iterator[
     for name, tensor in found.items():
         if name.startswith(start) and not _is_below(name, without):
             yield name.removeprefix(start), tensor
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -294,6 +294,8 @@ def _note(reading: Reading, weights: Weights) -> str:
     head = sorted(reading.misfits_of_head & reading.missing)
     parts = [f"tensors under {reading.place!r}"] if reading.place else []
     parts += [f"without {', '.join(head)}, which the file has in another shape"] if head else []
+    old = sorted(reading.old_heads)
+    parts += [f"without {_shorten(old)} of the file, which the network does not have"] if old else []
     return f"{weights.name}: read {', '.join(parts)}." if parts else ""
 
 
