@@ -35,7 +35,7 @@ from featx.backbones.networks import network_spec
 from featx.backbones.readings import Demand, Reading, readings_of
 from featx.backbones.table import FAMILIES
 from featx.backbones.weights import build_with_weights, resolve_weights
-from featx.exceptions import WeightsError
+from featx.exceptions import NotFinite, WeightsError
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, size=(3, 32, 32, 3), dtype=np.uint8)
@@ -577,6 +577,46 @@ def test_file_written_anew_with_the_same_tensors_in_mid_call_is_no_error(
     path = put(state, tmp_path / "w")
     monkeypatch.setattr("featx.activations.engine.check_weights_reach", lambda *_: put({"model": state}, path))
     assert extractor(path, cache=tmp_path / "store").transform(IMAGES).shape == (3, 224)
+
+
+def test_counts_of_batches_that_nothing_reads_are_no_other_weights(tmp_path: Path) -> None:
+    """Old files lack them."""
+    backbone = resolve_backbone("timm/test_resnet")
+    state = state_of("timm/test_resnet")
+    old = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    assert old.keys() < state.keys()
+    contents = {
+        build_with_weights(backbone, resolve_weights(backbone, put(one, tmp_path / f"{len(one)}")), 0).content
+        for one in (state, old)
+    }
+    assert len(contents) == 1
+
+
+class WithState(nn.Module):
+    """A module with a state that is no tensor, as quantised ones and some of timm's have."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.conv, self.fc, self.factor = nn.Conv2d(3, 4, 8, stride=8), nn.Linear(4, 2), factor
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"scale": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(x / self.factor).mean((2, 3)))
+
+
+def test_states_that_are_no_tensors_are_in_nobodys_way(tmp_path: Path) -> None:
+    path, images = put(WithState().state_dict(), tmp_path / "w"), torch.rand(3, 3, 16, 16)
+    rows = PretrainedFeatureExtractor(WithState(), weights=path, preprocess=None).transform(images)
+    assert np.isfinite(rows).all()
+    with pytest.raises(NotFinite, match="grow beyond all numbers"):
+        PretrainedFeatureExtractor(WithState(0.0), preprocess=None).transform(images)
+    tuned = FineTuneClassifier(WithState(), preprocess=None, freeze=0, epochs=1).fit(images, ["a", "b", "a"])
+    assert np.isfinite(tuned.to_extractor().transform(images)).all()
 
 
 def test_verbose_says_once_how_a_file_was_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,8 @@ from featx.backbones.checkpoints import same
 
 Tensors = Mapping[str, torch.Tensor]
 
-_OPTIONAL = "num_batches_tracked"  # old files lack it, and in eval mode nothing reads it
+#: Ending of names that old files lack, and that nothing reads in eval mode.
+OPTIONAL = "num_batches_tracked"
 _DIGITS = "0123456789"
 
 
@@ -36,7 +37,7 @@ class Demand:
     @cached_property
     def trunk(self) -> frozenset[str]:
         """Names of the tensors that a file must have."""
-        return frozenset(name for name in self.tensors if not self.is_of_head(name) and not name.endswith(_OPTIONAL))
+        return frozenset(name for name in self.tensors if not self.is_of_head(name) and not name.endswith(OPTIONAL))
 
     def is_of_head(self, name: str) -> bool:
         """Whether a tensor belongs to the head."""
@@ -76,7 +77,7 @@ class Reading:
     @cached_property
     def missing(self) -> frozenset[str]:
         """Modules of the network that the file has no tensors for, or none that fit."""
-        names = (name for name in self.demand.tensors if name not in self.tensors and not name.endswith(_OPTIONAL))
+        names = (name for name in self.demand.tensors if name not in self.tensors and not name.endswith(OPTIONAL))
         return frozenset(name.rpartition(".")[0] for name in names)
 
     @cached_property
@@ -90,9 +91,16 @@ class Reading:
         wrong = (
             name
             for name, tensor in self.given.items()
-            if self.demand.is_of_head(name) and not (self.demand.fits(name, tensor) and _is_finite(tensor))
+            if self.demand.is_of_head(name) and not self.demand.fits(name, tensor)
         )
-        return frozenset({*foreign, *(name.rpartition(".")[0] for name in wrong)})
+        return frozenset({*foreign, *(name.rpartition(".")[0] for name in wrong)}) | self.not_finite_of_head
+
+    @cached_property
+    def not_finite_of_head(self) -> frozenset[str]:
+        """Modules of the head for which the file has NaN or infinity."""
+        fitting = ((name, tensor) for name, tensor in self.given.items() if self.demand.fits(name, tensor))
+        wrong = (name for name, tensor in fitting if self.demand.is_of_head(name) and not _is_finite(tensor))
+        return frozenset(name.rpartition(".")[0] for name in wrong)
 
     @cached_property
     def problems(self) -> dict[str, list[str]]:
@@ -134,7 +142,7 @@ class Reading:
         return all(same(self.tensors[name], other.tensors[name]) for name in shared)
 
     def _has_other_layers(self, child: str) -> bool:
-        names = [name for name in self.given if name.startswith(f"{child}.") and not name.endswith(_OPTIONAL)]
+        names = [name for name in self.given if name.startswith(f"{child}.") and not name.endswith(OPTIONAL)]
         return any(name not in self.demand.tensors for name in names)
 
 

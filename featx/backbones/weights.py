@@ -17,7 +17,7 @@ from featx.backbones.catalogue import EMBEDDED, Backbone
 from featx.backbones.checkpoints import read_checkpoint
 from featx.backbones.entries import ParametersMadeWith, entry_of, preset_from
 from featx.backbones.fingerprint import digest_of_tensors
-from featx.backbones.readings import Demand, Reading, fullest_of_agreeing, readings_of, rearranged
+from featx.backbones.readings import OPTIONAL, Demand, Reading, fullest_of_agreeing, readings_of, rearranged
 from featx.backbones.timm_models import PREFIX
 from featx.exceptions import WeightsError
 from featx.images.preprocessing import Preset
@@ -216,7 +216,7 @@ def build_with_weights(backbone: Backbone, weights: Weights, seed: int) -> Loade
         reading = _reading_of(read_checkpoint(weights.name), module, backbone, weights)
         module = _filled(module, backbone, reading.tensors)
         state = module.state_dict()
-        content = digest_of_tensors({name: state[name] for name in reading.tensors})
+        content = digest_of_tensors({name: state[name] for name in reading.tensors if not name.endswith(OPTIONAL)})
         return Loaded(module, reading.missing, content, _note(reading, weights))
     return Loaded(module)
 
@@ -244,7 +244,8 @@ def _reading_of(found: Mapping[str, torch.Tensor], module: nn.Module, backbone: 
     """
     if backbone.family is not None:
         found = {backbone.family.renamed(name): tensor for name, tensor in found.items()}
-    demand = Demand(module.state_dict(), () if backbone.entry is None else backbone.entry.head)
+    own = {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
+    demand = Demand(own, () if backbone.entry is None else backbone.entry.head)
     readings = readings_of(found, demand, weights.place)
     fitting = [reading for reading in readings if reading.fits]
     if not fitting and (entry := backbone.entry) is not None:
@@ -291,9 +292,11 @@ def _filled(module: nn.Module, backbone: Backbone, tensors: Mapping[str, torch.T
 
 def _note(reading: Reading, weights: Weights) -> str:
     """How a file was read, where there was something to decide."""
-    head = sorted(reading.misfits_of_head & reading.missing)
+    head = sorted((reading.misfits_of_head - reading.not_finite_of_head) & reading.missing)
+    broken = sorted(reading.not_finite_of_head & reading.missing)
     parts = [f"tensors under {reading.place!r}"] if reading.place else []
     parts += [f"without {', '.join(head)}, which the file has in another shape"] if head else []
+    parts += [f"without {', '.join(broken)}, which hold NaN or infinity in the file"] if broken else []
     old = sorted(reading.old_heads)
     parts += [f"without {_shorten(old)} of the file, which the network does not have"] if old else []
     return f"{weights.name}: read {', '.join(parts)}." if parts else ""
