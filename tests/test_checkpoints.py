@@ -487,7 +487,10 @@ STRANGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "old whole network": (of(nn.Linear(2, 3), _use_new_zipfile_serialization=False), r"without executing"),
     "odd container": (of({"model": nn.Linear(2, 3).state_dict(), "odd": Odd([1])}), r"test_checkpoints\.Odd\)"),
     "newer pickle": (of(nn.Linear(2, 3).state_dict(), pickle_protocol=4), r"without executing"),
-    "no tensors": (of({"epoch": 3}), r"holds no tensors but a dict of epoch"),
+    "no tensors": (of({"epoch": 3}), r"holds no named tensors but a dict of epoch\."),
+    "a text": (of("word\n" * 5000), r"holds no named tensors but a str\."),
+    "keys that are no names": (of({b"w" * 500: torch.ones(3, 3)}), r"holds no named tensors but a dict of \S{0,40}\. "),
+    "an object": (of(argparse.Namespace(a=1)), r"holds no named tensors but an argparse.Namespace\."),
 }
 
 
