@@ -303,6 +303,23 @@ def test_network_of_another_image_size_is_another_network(tmp_path: Path) -> Non
         loaded_by(put(state, tmp_path / "w"), "timm/test_vit")
 
 
+def test_network_of_another_image_size_is_read_where_its_size_is_set(tmp_path: Path) -> None:
+    network = timm.create_model("test_vit", img_size=96).eval()
+    path = put(network.state_dict(), tmp_path / "w")
+    with pytest.raises(WeightsError, match=r"set image_size to the side of the images"):
+        extractor(path, "timm/test_vit").transform(IMAGES)
+    sized = extractor(path, "timm/test_vit", image_size=96)
+    images = torch.rand(2, 3, 96, 96)
+    with torch.inference_mode():
+        expected = network.forward_head(network.forward_features(images), pre_logits=True)
+    rows = clone(sized).set_params(preprocess=None).transform(images)
+    np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-5)
+    native = put(timm.create_model("test_vit").state_dict(), tmp_path / "native")  # is taken to that size as before
+    assert extractor(native, "timm/test_vit", image_size=96).transform(IMAGES).shape == sized.transform(IMAGES).shape
+    with pytest.raises(WeightsError, match="pos_embed"):
+        sized.set_params(image_size=64).transform(IMAGES)
+
+
 def test_fullest_of_equal_networks_is_taken(tmp_path: Path) -> None:
     state = state_of(MICRO)
     content = {"trunk": without_head(state, ("head",)), "all": state, "again": without_head(state, ("head",))}

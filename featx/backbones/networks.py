@@ -7,8 +7,9 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import nn
@@ -21,8 +22,8 @@ from featx.backbones.folding import Folded, fold, is_foldable
 from featx.backbones.layers import Architecture, Layer
 from featx.backbones.presets import preset_of_module
 from featx.backbones.tracing import trace, with_measured_layouts
-from featx.backbones.weights import Weights, build_with_weights, preset_of, resolve_weights
-from featx.exceptions import BackboneError
+from featx.backbones.weights import Loaded, Weights, build_with_weights, preset_of, resolve_weights
+from featx.exceptions import BackboneError, WeightsError
 from featx.images.preprocessing import Preset
 
 # A grid search over backbones needs a few at once; a notebook that tries fifty must not hold them all.
@@ -161,13 +162,25 @@ class NetworkSpec:
         return _SHELF.get(key, lambda: self._load(device, dtype))
 
     def _load(self, device: str, dtype: torch.dtype) -> Network:
-        loaded = build_with_weights(self.backbone, self.weights, self._seed)
+        loaded = self._of_side()
         module = loaded.module
-        if self.backbone.entry is not None and self._side is not None:
-            module = self.backbone.entry.resized(module, self.weights.published, self._side)
         module.eval().requires_grad_(False)
         module = module.to(device, dtype).to(memory_format=torch.channels_last)
         return Network(module, loaded.missing, loaded.content, loaded.note)
+
+    def _of_side(self) -> Loaded:
+        """With tensors of its weights' own size taken to another, or of a file that was made for that one."""
+        build = partial(build_with_weights, self.backbone, self.weights, self._seed)
+        if self.backbone.entry is None or self._side is None:
+            return build()
+        try:
+            loaded = build()
+        except WeightsError:
+            if self.weights.kind == "file":
+                with suppress(WeightsError):
+                    return build(self._side)
+            raise
+        return replace(loaded, module=self.backbone.entry.resized(loaded.module, self.weights.published, self._side))
 
 
 class _Shelf:

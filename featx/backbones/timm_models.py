@@ -105,19 +105,25 @@ class TimmEntry:
         """The network's name with its tag."""
         return self._name(weights)
 
-    def build(self, weights: str = "") -> nn.Module:
-        """Construct the network that the weights fit, with random ones."""
-        return self._create(weights)
+    def build(self, weights: str = "", side: int | None = None) -> nn.Module:
+        """Construct the network that the weights fit, with random ones, for images of another side where one is given.
+
+        Raises
+        ------
+        BackboneError
+            It cannot be built for images of that side.
+        """
+        return self._create(weights) if side is None else self._created_for(side, weights)
 
     def skeleton(self, weights: str = "", side: int | None = None) -> nn.Module:
-        """Construct it on the meta device, for images of another side where one is given."""
+        """Construct it on the meta device."""
         with private_generator(0), torch.device("meta"):
-            return self._create(weights) if side is None else self._created_for(side, weights)
+            return self.build(weights, side)
 
     def resized(self, module: nn.Module, weights: str, side: int) -> nn.Module:
         """The network with the same weights for images of another side: timm resamples what depends on it."""
         with private_generator(0), torch.device("cpu"):
-            other = self._created_for(side, weights).to(torch.float32)
+            other = self.build(weights, side).to(torch.float32)
             adapt = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", lambda state, _: state)
             try:
                 other.load_state_dict(adapt(module.state_dict(), other))

@@ -196,8 +196,8 @@ class Loaded:
     note: str = ""
 
 
-def build_with_weights(backbone: Backbone, weights: Weights, seed: int) -> Loaded:
-    """The network with its tensors.
+def build_with_weights(backbone: Backbone, weights: Weights, seed: int, side: int | None = None) -> Loaded:
+    """The network with its tensors; a named one built for images of another side where one is given.
 
     Raises
     ------
@@ -205,7 +205,7 @@ def build_with_weights(backbone: Backbone, weights: Weights, seed: int) -> Loade
         The weights cannot be fetched or read, or do not fit the network.
     """
     with torch.device("cpu"), private_generator(seed), ParametersMadeWith(dtype=torch.float32):
-        module = backbone.build(weights.published)
+        module = backbone.build(weights.published, side)
     if weights.kind == "random" and not backbone.named:
         _reinitialise(module, backbone, seed)
     module = module.to(torch.float32)
@@ -272,9 +272,12 @@ def _reading_of(found: Mapping[str, torch.Tensor], module: nn.Module, backbone: 
 def _does_not_fit(reading: Reading, backbone: Backbone, weights: Weights) -> WeightsError:
     listed = "; ".join(f"{kind}: {_shorten(names)}" for kind, names in reading.problems.items() if names)
     under = f" under {reading.place!r}" if reading.place else ""
+    entry = backbone.entry
+    resizable = entry is not None and entry.fixed_size and entry.is_resizable and reading.problems["of another shape"]
+    side = ", set image_size to the side of the images that they were made for" if resizable else ""
     return WeightsError(
         f"Weights for {backbone.label} are expected, got weights={weights.given!r} with keys{under} {listed}. Name the "
-        "backbone that they were made for, or pass a file for this one."
+        f"backbone that they were made for{side}, or pass a file for this one."
     )
 
 
