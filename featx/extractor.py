@@ -58,9 +58,9 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         in it is executed, and classes that it names are not imported. The network's tensors are found under whatever
         keys and prefixes they stand (``{"state_dict": ...}``, ``"module."``, ``"backbone."``), and ``verbose=1`` says
         under which. All of the trunk must be there; output layers may be absent, of another size or of another name,
-        and then only the layers behind them cannot be read. Where several networks fit that have different tensors (a model and its
-        average), it is an error that lists them; ``("last.ckpt", "state_dict_ema")`` chooses: a path, and a key of the
-        file's content with dots for what lies deeper.
+        and then only the layers behind them cannot be read. Where several networks fit that have different tensors (a
+        model and its average), it is an error that lists them; ``("last.ckpt", "state_dict_ema")`` chooses: a path, and
+        a key of the file's content with dots for what lies deeper.
     layers : str, int or list of these, default="penultimate"
         What to read: ``"penultimate"`` (the input of the output layer), a stage index (negative from the end), a
         module's qualified name as PyTorch prints it (``"NAME#2"`` for its second call), a list of these (columns in

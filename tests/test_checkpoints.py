@@ -505,6 +505,7 @@ STRANGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "odd container": (of({"model": nn.Linear(2, 3).state_dict(), "odd": Odd([1])}), r"test_checkpoints\.Odd\)"),
     "newer pickle": (of(nn.Linear(2, 3).state_dict(), pickle_protocol=4), r"without executing"),
     "no tensors": (of({"epoch": 3}), r"holds no named tensors but a dict of epoch\."),
+    "tensors without values": (of({"a": torch.ones(3, device="meta")}), r"holds no named tensors but a dict of a\."),
     "a text": (of("word\n" * 5000), r"holds no named tensors but a str\."),
     "keys that are no names": (of({b"w" * 500: torch.ones(3, 3)}), r"holds no named tensors but a dict of \S{0,40}\. "),
     "an object": (of(argparse.Namespace(a=1)), r"holds no named tensors but an argparse.Namespace\."),

@@ -19,7 +19,7 @@ from torch import nn
 from featx import FineTuneClassifier, PretrainedFeatureExtractor
 from featx.backbones.networks import network_spec
 from featx.exceptions import BackboneError
-from featx.images.preprocessing import Preset
+from featx.images.preprocessing import Preset, SquashPreset
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (3, 40, 56, 3), dtype=np.uint8)
@@ -107,7 +107,11 @@ def test_fit_does_not_call_a_callable_for_its_preprocessing(decode: str) -> None
     PretrainedFeatureExtractor(lambda: pytest.fail("called"), decode=decode).fit(IMAGES)
 
 
-class Foreign(nn.Module):
+class PreTrainedModel(nn.Module):
+    """What all networks of transformers are."""
+
+
+class Foreign(PreTrainedModel):
     """As transformers has them: a configuration that knows the images' side, and where the weights came from."""
 
     def __init__(self, folder: Path | str = "", image_size: Any = 32) -> None:
@@ -197,6 +201,36 @@ def test_what_nothing_tells_is_said_and_a_processor_is_the_way_out(said: dict | 
         network, layers="conv", preprocess=lambda image: processor_(image, return_tensors="pt")["pixel_values"][0]
     )
     assert np.isfinite(fed.transform(IMAGES)).all()
+
+
+def test_networks_in_the_style_of_transformers_are_not_taken_for_theirs() -> None:
+    class Own(nn.Sequential):
+        config = SimpleNamespace(model_type="mine", image_size=32)
+
+    assert network_spec(Own(nn.Conv2d(3, 4, 4)), "DEFAULT", 0).preset == Preset(256, 224)  # and no warning
+
+
+class Tower(nn.Sequential):
+    """As open_clip has them."""
+
+    def __init__(self, **said: object) -> None:
+        super().__init__(nn.Conv2d(3, 4, 4, stride=4))
+        usual = {"size": (32, 32), "mode": "RGB", "mean": (0.1, 0.2, 0.3), "std": (0.3, 0.2, 0.1)}
+        self.preprocess_cfg = usual | {"interpolation": "bicubic", "resize_mode": "shortest", "fill_color": 0} | said
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize(("mode", "kind"), [("shortest", Preset), ("squash", SquashPreset)])
+def test_towers_of_open_clip_are_fed_as_they_say(mode: str, kind: type[Preset], around: str) -> None:
+    found = network_spec(AROUND[around](Tower(resize_mode=mode)), "DEFAULT", 0).preset
+    assert found == kind(32, 32, (0.1, 0.2, 0.3), (0.3, 0.2, 0.1), "bicubic")
+    assert type(found) is kind
+
+
+@pytest.mark.parametrize("said", [{"resize_mode": "longest"}, {"interpolation": "random"}, {"size": (32, 64)}])
+def test_towers_of_open_clip_that_pad_or_are_not_square_say_what_to_do(said: dict[str, Any]) -> None:
+    with pytest.raises(BackboneError, match=r"[Pp]ass"):
+        PretrainedFeatureExtractor(Tower(**said)).transform(IMAGES)
 
 
 def test_networks_of_transformers_that_are_not_square_say_what_to_do() -> None:

@@ -261,7 +261,7 @@ _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpo
 
 def _tensors_in(tree: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(tree, torch.Tensor):
-        if tree.layout == torch.strided and not tree.is_quantized:
+        if tree.layout == torch.strided and not (tree.is_quantized or tree.is_meta):
             yield _WRAPPERS.sub("", ".".join(filter(None, place))), tree.detach()
     elif len(place) < _DEEPEST:
         for key, value in _children(tree):

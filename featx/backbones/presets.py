@@ -66,7 +66,7 @@ def preset_of_module(module: nn.Module) -> Preset:
 
 def _told(module: nn.Module) -> Iterator[Preset]:
     """What the outermost networks say that say anything."""
-    for teller in (told_preset, _of_transformers):
+    for teller in (told_preset, _of_transformers, _of_open_clip):
         if (found := teller(module)) is not None:
             yield found
             return
@@ -79,8 +79,8 @@ def _of_transformers(module: nn.Module) -> Preset | None:
 
     The network itself knows its images' side alone.
     """
-    config = getattr(module, "config", None)
-    if not isinstance(getattr(config, "model_type", None), str) or config.model_type == _WRAPPER:
+    config: Any = getattr(module, "config", None)
+    if not _is_of_transformers(module) or config.model_type == _WRAPPER:
         return None
     name = str(getattr(config, "name_or_path", None) or getattr(config, "_name_or_path", "") or "")
     said = _beside(name)
@@ -97,6 +97,28 @@ def _of_transformers(module: nn.Module) -> Preset | None:
         stacklevel=2,
     )
     return USUAL.scaled(side)
+
+
+def _is_of_transformers(module: nn.Module) -> bool:
+    told = isinstance(getattr(getattr(module, "config", None), "model_type", None), str)
+    return told and any(base.__name__ == "PreTrainedModel" for base in type(module).__mro__)
+
+
+def _of_open_clip(module: nn.Module) -> Preset | None:
+    """Of an image tower of the library open_clip, which carries what its weights were trained with."""
+    said = getattr(module, "preprocess_cfg", None)
+    if not isinstance(said, Mapping) or not {"size", "mean", "std"} <= said.keys():
+        return None
+    kind = {"shortest": Preset, "squash": SquashPreset}.get(said.get("resize_mode", "shortest"))
+    interpolation = said.get("interpolation", "bicubic")
+    side = _side(said["size"], module)
+    if kind is None or interpolation not in _RESAMPLING.values():
+        raise BackboneError(
+            f"A network for images whose shorter side or both sides are resized is expected, got "
+            f"{type(module).__name__} with preprocess_cfg={dict(said)}. Pass the transform that open_clip returns "
+            "beside the network as preprocess."
+        )
+    return kind(side, side, tuple(said["mean"]), tuple(said["std"]), interpolation)
 
 
 def _side(size: Any, module: nn.Module) -> int:
