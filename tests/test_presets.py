@@ -16,7 +16,7 @@ from networks import Wrapper
 from PIL import Image
 from torch import nn
 
-from featx import FineTuneClassifier, PretrainedFeatureExtractor
+from featx import FineTuneClassifier, PretrainedFeatureExtractor, list_layers
 from featx.backbones.networks import network_spec
 from featx.exceptions import BackboneError
 from featx.images.preprocessing import Preset, SquashPreset
@@ -231,6 +231,32 @@ def test_towers_of_open_clip_are_fed_as_they_say(mode: str, kind: type[Preset], 
 def test_towers_of_open_clip_that_pad_or_are_not_square_say_what_to_do(said: dict[str, Any]) -> None:
     with pytest.raises(BackboneError, match=r"[Pp]ass"):
         PretrainedFeatureExtractor(Tower(**said)).transform(IMAGES)
+
+
+@pytest.mark.parametrize("decode", ["exact", "fast"])
+def test_what_nothing_tells_is_said_once_and_not_where_preprocessing_is_given(decode: str) -> None:
+    network = Foreign(image_size=(32, 64))
+    own = PretrainedFeatureExtractor(
+        network, layers="conv", decode=decode, preprocess=lambda image: torch.ones(3, 32, 64)
+    )
+    own.set_output(transform="pandas").fit_transform(IMAGES)  # knows its columns' names, and warns of nothing
+    assert "conv" in list_layers(network, kind="modules")
+    network = Foreign()
+    model = FineTuneClassifier(network, layers="conv", decode=decode, epochs=1)
+    with pytest.warns(UserWarning, match="trained with") as caught:
+        model.fit(IMAGES, [0, 1, 0])
+    assert len(caught) == 1
+    model.predict(IMAGES)  # without another word
+
+
+@needs_timm
+def test_networks_of_timm_that_are_not_square_have_names_where_preprocessing_is_given() -> None:
+    import timm
+
+    flat, ready = timm.create_model("test_vit", img_size=(32, 128)), torch.rand(2, 3, 32, 128)
+    given = PretrainedFeatureExtractor(flat, preprocess=None).set_output(transform="pandas")
+    assert given.fit_transform(ready).shape == (2, flat.num_features)
+    assert list_layers(flat)
 
 
 def test_networks_of_transformers_that_are_not_square_say_what_to_do() -> None:

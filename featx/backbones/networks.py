@@ -20,7 +20,7 @@ from featx.backbones.entries import Entry
 from featx.backbones.fingerprint import fingerprint
 from featx.backbones.folding import Folded, fold, is_foldable
 from featx.backbones.layers import Architecture, Layer
-from featx.backbones.presets import preset_of_module
+from featx.backbones.presets import preset_of_module, size_of_module
 from featx.backbones.tracing import trace, with_measured_layouts
 from featx.backbones.weights import Loaded, Weights, build_with_weights, preset_of, resolve_weights
 from featx.exceptions import BackboneError, WeightsError
@@ -120,13 +120,19 @@ class NetworkSpec:
 
         ``shape`` is (channels, height, width) in pixels; None means what the weights were trained with.
         """
-        shape = shape or self.square(self._side or self.preset.crop)
+        shape = shape or self._own_shape
         if self.backbone.entry is not None:
             _check_image_size(self.backbone.label, self.backbone.entry, self._side or self.preset.crop, shape)
             return _named_architecture(self.backbone, self.weights.published, self._side, shape)
         if self._is_module:
             return _architecture(self.backbone, self._foreign, shape)
         return self._loaded.architecture(self.backbone, shape)
+
+    @property
+    def _own_shape(self) -> tuple[int, int, int]:
+        if self.backbone.named:
+            return self.square(self._side or self.preset.crop)
+        return (_channels_of(self._foreign), *size_of_module(self._foreign))  # however it is fed
 
     def square(self, size: int) -> tuple[int, int, int]:
         """Shape (channels, size, size) of the images that the network takes."""

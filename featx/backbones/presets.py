@@ -8,10 +8,11 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 from torch import nn
 
-from featx.backbones.timm_models import told_preset
+from featx.backbones.timm_models import told_preset, told_size
 from featx.exceptions import BackboneError
 from featx.images.preprocessing import Preset, SquashPreset
 
@@ -45,6 +46,7 @@ _KIND_OF_NETWORK = {
     **dict.fromkeys(("dinov2", "dinov2_with_registers"), "bit"),
     **{"clip_vision_model": "clip", "siglip_vision_model": "siglip", "data2vec-vision": "beit"},
 }
+_WARNED: WeakSet[nn.Module] = WeakSet()  # those of which it was said that their preprocessing is not known
 _WRAPPER = "timm_wrapper"  # the network inside says what it takes
 _FOLLOWED = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
 _OWN_PROCESSOR = "preprocess=lambda image: processor(image, return_tensors='pt')['pixel_values'][0]"
@@ -62,6 +64,22 @@ def preset_of_module(module: nn.Module) -> Preset:
     """
     told = set(_told(module))
     return next(iter(told)) if len(told) == 1 else USUAL
+
+
+def size_of_module(module: nn.Module) -> tuple[int, int]:
+    """Height and width of images to look at a module with, in pixels: what it says, or else the usual ones."""
+    said = set(_sizes_in(module))
+    return next(iter(said)) if len(said) == 1 else (USUAL.crop, USUAL.crop)
+
+
+def _sizes_in(module: nn.Module) -> Iterator[tuple[int, int]]:
+    of_transformers = module.config.image_size if _knows_its_side(module) else None  # type: ignore[union-attr]
+    size = told_size(module) or of_transformers or _cfg_of_open_clip(module).get("size")
+    if size:
+        yield _height_and_width(size)
+        return
+    for child in module.children():
+        yield from _sizes_in(child)
 
 
 def _told(module: nn.Module) -> Iterator[Preset]:
@@ -88,7 +106,13 @@ def _of_transformers(module: nn.Module) -> Preset | None:
     if preset is not None:
         return preset
     side = _side(getattr(config, "image_size", None) or USUAL.crop, module)
-    place = repr(name) if name else "its folder"
+    if module not in _WARNED:
+        _WARNED.add(module)
+        _warn(module, side, repr(name) if name else "its folder")
+    return USUAL.scaled(side)
+
+
+def _warn(module: nn.Module, side: int, place: str) -> None:
     warnings.warn(
         f"What {type(module).__name__} was trained with is expected in the {_FILES[0]} of {place}, and there is none "
         f"on this machine that featx can follow: images of {side} x {side} pixels with ImageNet's mean "
@@ -96,7 +120,6 @@ def _of_transformers(module: nn.Module) -> Preset | None:
         UserWarning,
         stacklevel=2,
     )
-    return USUAL.scaled(side)
 
 
 def _is_of_transformers(module: nn.Module) -> bool:
@@ -104,10 +127,19 @@ def _is_of_transformers(module: nn.Module) -> bool:
     return told and any(base.__name__ == "PreTrainedModel" for base in type(module).__mro__)
 
 
+def _knows_its_side(module: nn.Module) -> bool:
+    return _is_of_transformers(module) and bool(getattr(module.config, "image_size", None))
+
+
+def _cfg_of_open_clip(module: nn.Module) -> Mapping[str, Any]:
+    said = getattr(module, "preprocess_cfg", None)
+    return said if isinstance(said, Mapping) and {"size", "mean", "std"} <= said.keys() else {}
+
+
 def _of_open_clip(module: nn.Module) -> Preset | None:
     """Of an image tower of the library open_clip, which carries what its weights were trained with."""
-    said = getattr(module, "preprocess_cfg", None)
-    if not isinstance(said, Mapping) or not {"size", "mean", "std"} <= said.keys():
+    said = _cfg_of_open_clip(module)
+    if not said:
         return None
     kind = {"shortest": Preset, "squash": SquashPreset}.get(said.get("resize_mode", "shortest"))
     interpolation = said.get("interpolation", "bicubic")
@@ -122,13 +154,18 @@ def _of_open_clip(module: nn.Module) -> Preset | None:
 
 
 def _side(size: Any, module: nn.Module) -> int:
-    height, width = (size, size) if isinstance(size, int) else (*size, *size)[:2]
+    height, width = _height_and_width(size)
     if height != width:
         raise BackboneError(
             f'A network for square images is expected with preprocess="weights", got {type(module).__name__} for '
             f"{height} x {width} pixels. Load the network's own processor, and pass {_OWN_PROCESSOR}."
         )
-    return int(height)
+    return height
+
+
+def _height_and_width(size: Any) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else (*size, *size)[:2]
+    return int(height), int(width)
 
 
 def _beside(name: str) -> Mapping[str, Any] | None:
