@@ -157,13 +157,14 @@ class NetworkSpec:
 
     @cached_property
     def _loaded(self) -> Network:
-        """What a callable returns; one that nothing tells from another is called once per call of featx."""
-        return self.load("cpu", torch.float32)
+        """What a callable returns, to be looked at and, on the CPU, to be run."""
+        return self.load("cpu", torch.float32) if self.backbone.key is not None else self._load("cpu", torch.float32)
 
     def load(self, device: str, dtype: torch.dtype) -> Network:
         """The network, from this process's shelf where it is there; a module of the user's is copied anew each time."""
         if self.backbone.key is None:
-            return self._load(device, dtype)
+            at_hand = not self._is_module and (device, dtype) == ("cpu", torch.float32)
+            return self._loaded if at_hand else self._load(device, dtype)
         key = (self.backbone.key, self.weights.key(self.backbone), self._seed, self._side, device, dtype)
         return _SHELF.get(key, lambda: self._load(device, dtype))
 
