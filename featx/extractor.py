@@ -57,10 +57,10 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         The content of a file decides how it is read, not its name: safetensors, or what ``torch.save`` wrote. Nothing
         in it is executed, and classes that it names are not imported. The network's tensors are found under whatever
         keys and prefixes they stand (``{"state_dict": ...}``, ``"module."``, ``"backbone."``), and ``verbose=1`` says
-        under which. All of the trunk must be there; output layers may be absent or of another size, and then only the
-        layers behind them cannot be read. Where several networks fit that have different tensors (a model and its
-        average), it is an error that lists them; ``("last.ckpt", "state_dict_ema")`` chooses: a path, and a key of the
-        file's content with dots for what lies deeper.
+        under which. All of the trunk must be there; output layers may be absent, of another size or of another name,
+        and then only the layers behind them cannot be read. Where several networks fit that have different tensors (a
+        model and its average), it is an error that lists them; ``("last.ckpt", "state_dict_ema")`` chooses: a path, and
+        a key of the file's content with dots for what lies deeper.
     layers : str, int or list of these, default="penultimate"
         What to read: ``"penultimate"`` (the input of the output layer), a stage index (negative from the end), a
         module's qualified name as PyTorch prints it (``"NAME#2"`` for its second call), a list of these (columns in
@@ -70,7 +70,8 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         p = 3 [1]_, ``"cls"`` the class token, ``"flatten"`` everything (large), ``"map"`` gives an array of shape
         (n, height, width, channels), several layers brought to the first one's grid. avg, max, gem and map leave out
         class and register tokens, whose number the network tells (timm's ``num_prefix_tokens``, parameters called
-        ``cls_token``, ``register_tokens``, ...). Where nothing tells, set ``num_prefix_tokens`` on the module.
+        ``cls_token``, ``register_tokens``, ...). Where nothing tells, set ``num_prefix_tokens`` on the module; tokens
+        behind those of the image are kept by ``"flatten"`` alone, and otherwise refused.
     grid : int, default=1
         avg, max and gem are taken over ``grid`` x ``grid`` cells, which keeps ``grid ** 2`` times as many columns and
         some of the layout of the image. Cells repeat where a layer has fewer.

@@ -250,7 +250,15 @@ class TunedEstimator(NetworkEstimator):
         network = self._network(model)
         source = self._source(items.take(readable.tolist()), model, self.on_error)
         found = source.outputs(model, network.scores if scores else network.features, self._settings(model))
-        check_outputs(found, source.items, model, self.tensors_, precision=self.precision, on_error=self.on_error)
+        check_outputs(
+            found,
+            source.items,
+            source.preprocessing,
+            model,
+            self.tensors_,
+            precision=self.precision,
+            on_error=self.on_error,
+        )
         items.reading.seen.tell()
         out = np.full((len(items), *found.shape[1:]), np.nan, dtype=np.float32)
         out[readable] = found

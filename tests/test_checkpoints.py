@@ -35,7 +35,7 @@ from featx.backbones.networks import network_spec
 from featx.backbones.readings import Demand, Reading, readings_of
 from featx.backbones.table import FAMILIES
 from featx.backbones.weights import build_with_weights, resolve_weights
-from featx.exceptions import WeightsError
+from featx.exceptions import NotFinite, WeightsError
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, size=(3, 32, 32, 3), dtype=np.uint8)
@@ -98,11 +98,18 @@ def with_other_layers(state: State, head: tuple[str, ...]) -> State:
     return {**without_head(state, head), **{f"{child}.own.{kind}": torch.ones(2) for child in head for kind in "wb"}}
 
 
+def with_other_names(state: State, head: tuple[str, ...]) -> State:
+    """A head that is called otherwise, of several layers."""
+    own = {"projector.0.weight": torch.ones(2, 3), "projector.1.weight": torch.ones(2), "last_fc.w": torch.ones(1, 2)}
+    return {**without_head(state, head), **own}
+
+
 HEADS: dict[str, Callable[[State, tuple[str, ...]], State]] = {
     "as it is": lambda state, head: state,
     "absent": without_head,
     "other classes": with_other_classes,
     "other layers": with_other_layers,
+    "other names": with_other_names,
 }
 PREFIXES = ("", "module.", "_orig_mod.", "backbone.", "module.encoder_q.", "model._orig_mod.", "net.layer1.", "0.")
 WRAPPERS = ((), ("state_dict",), ("model",), ("ema", "shadow"), ("teacher",), ("my.key", "best so far"), (0,))
@@ -227,6 +234,18 @@ def test_tensors_of_a_larger_network_are_not_those_of_a_smaller_one(small: str, 
     assert not read({"state_dict": state}, small)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "name", "shape"),
+    [
+        ("resnet18", "layer5.0.conv1.weight", (8, 8, 3, 3)),  # another stage
+        (MICRO, "norm.weight", (8,)),  # vectors alone: of what scales the features
+        ("timm/test_vit", "reg_token", (1, 4, 64)),  # tokens, which change all others
+    ],
+)
+def test_what_may_belong_to_a_larger_trunk_is_no_old_head(backbone: str, name: str, shape: tuple[int, ...]) -> None:
+    assert not read({**numbered(backbone), name: torch.zeros(shape)}, backbone)
+
+
 def test_names_that_torch_puts_inside_of_a_network_are_left_out() -> None:
     state = {
         name.replace("features.", "features._checkpoint_wrapped_module."): v for name, v in numbered(MICRO).items()
@@ -284,6 +303,23 @@ def test_network_of_another_image_size_is_another_network(tmp_path: Path) -> Non
         loaded_by(put(state, tmp_path / "w"), "timm/test_vit")
 
 
+def test_network_of_another_image_size_is_read_where_its_size_is_set(tmp_path: Path) -> None:
+    network = timm.create_model("test_vit", img_size=96).eval()
+    path = put(network.state_dict(), tmp_path / "w")
+    with pytest.raises(WeightsError, match=r"set image_size to the side of the images"):
+        extractor(path, "timm/test_vit").transform(IMAGES)
+    sized = extractor(path, "timm/test_vit", image_size=96)
+    images = torch.rand(2, 3, 96, 96)
+    with torch.inference_mode():
+        expected = network.forward_head(network.forward_features(images), pre_logits=True)
+    rows = clone(sized).set_params(preprocess=None).transform(images)
+    np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-5)
+    native = put(timm.create_model("test_vit").state_dict(), tmp_path / "native")  # is taken to that size as before
+    assert extractor(native, "timm/test_vit", image_size=96).transform(IMAGES).shape == sized.transform(IMAGES).shape
+    with pytest.raises(WeightsError, match="pos_embed"):
+        sized.set_params(image_size=64).transform(IMAGES)
+
+
 def test_fullest_of_equal_networks_is_taken(tmp_path: Path) -> None:
     state = state_of(MICRO)
     content = {"trunk": without_head(state, ("head",)), "all": state, "again": without_head(state, ("head",))}
@@ -314,6 +350,15 @@ def test_head_with_other_layers_counts_as_none(tmp_path: Path) -> None:
     assert given_file.set_params(layers=-1).transform(IMAGES).shape == (3, 576)
     with pytest.raises(WeightsError, match=r"shape for classifier\.0"):
         clone(given_file).set_params(layers="penultimate").transform(IMAGES)
+
+
+def test_old_head_of_another_name_is_told_and_fine_tuned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trunk = without_head(state_of(MICRO), ("head",))
+    old = put({f"module.{name}": v for name, v in with_other_names(trunk, ("head",)).items()}, tmp_path / "old.pth")
+    rows = extractor(old, verbose=1).transform(IMAGES)
+    assert "without last_fc, projector of the file, which the network does not have" in capsys.readouterr().err
+    np.testing.assert_array_equal(rows, extractor(put(trunk, tmp_path / "trunk")).transform(IMAGES))
+    FineTuneClassifier(MICRO, weights=old, epochs=1).fit(IMAGES, ["a", "b", "a"]).predict(IMAGES)
 
 
 @pytest.mark.parametrize("freeze", ["all", 0])
@@ -459,7 +504,11 @@ STRANGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "old whole network": (of(nn.Linear(2, 3), _use_new_zipfile_serialization=False), r"without executing"),
     "odd container": (of({"model": nn.Linear(2, 3).state_dict(), "odd": Odd([1])}), r"test_checkpoints\.Odd\)"),
     "newer pickle": (of(nn.Linear(2, 3).state_dict(), pickle_protocol=4), r"without executing"),
-    "no tensors": (of({"epoch": 3}), r"holds no tensors but a dict of epoch"),
+    "no tensors": (of({"epoch": 3}), r"holds no named tensors but a dict of epoch\."),
+    "tensors without values": (of({"a": torch.ones(3, device="meta")}), r"holds no named tensors but a dict of a\."),
+    "a text": (of("word\n" * 5000), r"holds no named tensors but a str\."),
+    "keys that are no names": (of({b"w" * 500: torch.ones(3, 3)}), r"holds no named tensors but a dict of \S{0,40}\. "),
+    "an object": (of(argparse.Namespace(a=1)), r"holds no named tensors but an argparse.Namespace\."),
 }
 
 
@@ -549,6 +598,46 @@ def test_file_written_anew_with_the_same_tensors_in_mid_call_is_no_error(
     path = put(state, tmp_path / "w")
     monkeypatch.setattr("featx.activations.engine.check_weights_reach", lambda *_: put({"model": state}, path))
     assert extractor(path, cache=tmp_path / "store").transform(IMAGES).shape == (3, 224)
+
+
+def test_counts_of_batches_that_nothing_reads_are_no_other_weights(tmp_path: Path) -> None:
+    """Old files lack them."""
+    backbone = resolve_backbone("timm/test_resnet")
+    state = state_of("timm/test_resnet")
+    old = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    assert old.keys() < state.keys()
+    contents = {
+        build_with_weights(backbone, resolve_weights(backbone, put(one, tmp_path / f"{len(one)}")), 0).content
+        for one in (state, old)
+    }
+    assert len(contents) == 1
+
+
+class WithState(nn.Module):
+    """A module with a state that is no tensor, as quantised ones and some of timm's have."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.conv, self.fc, self.factor = nn.Conv2d(3, 4, 8, stride=8), nn.Linear(4, 2), factor
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"scale": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv(x / self.factor).mean((2, 3)))
+
+
+def test_states_that_are_no_tensors_are_in_nobodys_way(tmp_path: Path) -> None:
+    path, images = put(WithState().state_dict(), tmp_path / "w"), torch.rand(3, 3, 16, 16)
+    rows = PretrainedFeatureExtractor(WithState(), weights=path, preprocess=None).transform(images)
+    assert np.isfinite(rows).all()
+    with pytest.raises(NotFinite, match="grow beyond all numbers"):
+        PretrainedFeatureExtractor(WithState(0.0), preprocess=None).transform(images)
+    tuned = FineTuneClassifier(WithState(), preprocess=None, freeze=0, epochs=1).fit(images, ["a", "b", "a"])
+    assert np.isfinite(tuned.to_extractor().transform(images)).all()
 
 
 def test_verbose_says_once_how_a_file_was_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -255,6 +255,19 @@ def test_callable_is_called_once_per_process_and_shared_by_clones() -> None:
     assert calls == [4]
 
 
+def test_callable_that_nothing_tells_from_another_is_called_once_per_call() -> None:
+    calls = []
+
+    def build(widths: list[int]) -> torch.nn.Module:  # which is not hashable
+        calls.append(widths)
+        return InPlace()
+
+    extractor = PretrainedFeatureExtractor(functools.partial(build, [4]))
+    extractor.transform(IMAGES)
+    extractor.transform(IMAGES)
+    assert len(calls) == 2
+
+
 def test_module_that_a_callable_returns_is_left_exactly_as_it_came() -> None:
     module = InPlace().double().train()
     extractor = PretrainedFeatureExtractor(lambda: module, weights=None)

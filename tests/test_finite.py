@@ -22,6 +22,7 @@ from featx.cli.commands import featx
 from featx.exceptions import NotFinite
 from featx.store.memory import MEMORY
 
+MICRO = "featx_micro"
 RNG = np.random.default_rng(0)
 # Black, white, black, grey.
 IMAGES = torch.tensor([0.0, 1.0, 0.0, 0.05])[:, None, None, None].expand(4, 3, 8, 8)
@@ -170,6 +171,35 @@ def test_training_on_what_is_not_finite_is_refused_with_the_reason(freeze: str |
     for on_error in ("raise", "nan"):
         with pytest.raises(NotFinite, match="in layer 'deep': the network's values grow"):
             model.set_params(on_error=on_error).fit(IMAGES, [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("freeze", ["all", 0])
+def test_training_without_a_probe_is_not_blamed_on_the_rate_where_the_network_is_broken(
+    freeze: str | int, poisoned: str
+) -> None:
+    photos = RNG.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    model = FineTuneClassifier(MICRO, weights=poisoned, freeze=freeze, linear_probe=False, epochs=1)
+    with pytest.raises(NotFinite, match=r"poisoned.safetensors' hold NaN or infinity in features\.3\."):
+        model.fit(photos, [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_preprocessing_that_makes_nan_is_told_from_the_tuned_network(early_stopping: bool) -> None:
+    def spoilt(image: Image.Image) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+        return pixels * torch.nan if bool(pixels.max() > 0.5) else pixels
+
+    dark = np.full((8, 8, 8, 3), 10, np.uint8)
+    spotted = np.concatenate([dark[:7], dark[:1] + 200])
+    chosen = {"early_stopping": True, "validation_fraction": 0.5} if early_stopping else {}
+    model = FineTuneClassifier(
+        Growing(1.0), preprocess=spoilt, freeze=0, linear_probe=False, epochs=1, random_state=0, **chosen
+    )
+    y = [0, 1] * 4
+    with pytest.raises(NotFinite, match=r"X\[7\] in layer .*: preprocess has made NaN or infinity"):
+        model.fit(spotted, y)
+    with pytest.raises(NotFinite, match=r"X\[7\] in layer .*: preprocess has made NaN or infinity"):
+        model.fit(dark, y).predict(spotted)
 
 
 @pytest.mark.parametrize("freeze", ["all", 0])

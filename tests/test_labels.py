@@ -142,6 +142,31 @@ def test_columns_of_more_than_two_codes_are_refused_with_a_way_out() -> None:
     assert fitted.predict(IMAGES[:3]).shape == (3, 2)
 
 
+@pytest.mark.parametrize("given", [np.asarray, sparse.csr_matrix])
+def test_shares_are_refused_with_a_way_out_that_keeps_what_they_say(given: Callable[[np.ndarray], Any]) -> None:
+    shares = np.array([[0.25, 1.0], [0.75, 0.5], [0.0, 0.1]] * 2)
+    y = given(shares)
+    with pytest.raises(ValueError, match=r"Pass (.*)\.$") as caught:
+        classifier().fit(IMAGES[:6], y)
+    mended = eval(str(caught.value).rpartition("Pass ")[2].rstrip("."), {"numpy": np, "y": y})
+    assert classifier().fit(IMAGES[:6], mended).predict(IMAGES[:6]).shape == (6, 2)
+    np.testing.assert_array_equal(Labels.of("x", mended).y, shares >= 0.5)
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"), [(["ant", None], "missing"), ([0.0, np.nan], "missing"), (np.array(["a", 1], object), "kind")]
+)
+def test_classes_that_are_no_labels_are_refused(classes: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=rf"(?s){words}.*got classes=|got classes=.*{words}"):
+        classifier().partial_fit(IMAGES[:2], ["ant", "ant"], classes=classes)
+
+
+def test_weights_of_0_are_told_with_the_images_that_have_them() -> None:
+    labels = Labels.of("x", ["a", "a", "b"])
+    with pytest.raises(ValueError, match=r"got 2 of 3 images, .* class_weight or sample_weight is 0"):
+        labels.targets(np.array([0, 1]), {"a": 0, "b": 1}, np.ones(3))
+
+
 def test_labels_of_several_kinds_are_refused_with_a_way_out() -> None:
     y: Any = np.array(["ant", 1, "bee"], dtype=object)
     with pytest.raises(ValueError, match=r"got y with int and str\. Pass numpy\.asarray\(y, dtype=str\)\.$"):

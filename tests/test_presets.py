@@ -16,10 +16,10 @@ from networks import Wrapper
 from PIL import Image
 from torch import nn
 
-from featx import FineTuneClassifier, PretrainedFeatureExtractor
+from featx import FineTuneClassifier, PretrainedFeatureExtractor, list_layers
 from featx.backbones.networks import network_spec
 from featx.exceptions import BackboneError
-from featx.images.preprocessing import Preset
+from featx.images.preprocessing import Preset, SquashPreset
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (3, 40, 56, 3), dtype=np.uint8)
@@ -81,12 +81,37 @@ def test_tuned_networks_of_timm_go_on_as_they_were_fed() -> None:
 
 
 @needs_timm
+@pytest.mark.parametrize("said", [None, {"input_size": (3, 64, 64), "mean": (0.1, 0.2, 0.3)}])
+def test_networks_of_timm_that_transformers_wraps_are_fed_as_timm_feeds_them(said: dict[str, Any] | None) -> None:
+    import timm
+
+    class TimmWrapper(nn.Module):
+        """As transformers has it: what the weights were trained with stands in its configuration, where it is known."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.timm_model = timm.create_model("test_resnet", num_classes=0)
+            self.config = SimpleNamespace(model_type="timm_wrapper", pretrained_cfg=said)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.timm_model(x)
+
+    expected = timm.data.resolve_data_config(pretrained_cfg=said or TimmWrapper().timm_model.pretrained_cfg)
+    preset = network_spec(TimmWrapper(), "DEFAULT", 0).preset
+    assert (preset.crop, preset.mean) == (expected["input_size"][1], tuple(expected["mean"]))
+
+
+@needs_timm
 @pytest.mark.parametrize("decode", ["exact", "fast"])
 def test_fit_does_not_call_a_callable_for_its_preprocessing(decode: str) -> None:
     PretrainedFeatureExtractor(lambda: pytest.fail("called"), decode=decode).fit(IMAGES)
 
 
-class Foreign(nn.Module):
+class PreTrainedModel(nn.Module):
+    """What all networks of transformers are."""
+
+
+class Foreign(PreTrainedModel):
     """As transformers has them: a configuration that knows the images' side, and where the weights came from."""
 
     def __init__(self, folder: Path | str = "", image_size: Any = 32) -> None:
@@ -114,6 +139,11 @@ def processor(folder: Path, **said: Any) -> None:
             32,
         ),
         ({"size": {"height": 32, "width": 32}, "do_normalize": False}, (32, 32), 32),
+        ({"size": {"height": 36, "width": 36}, "do_center_crop": True, "crop_size": 32}, (36, 36), 32),
+        # One number is the shorter side's for CLIP, as in the file of its first release, and both sides' for others.
+        ({"feature_extractor_type": "CLIPFeatureExtractor", "size": 32, "crop_size": 32}, (44, 32), 32),
+        ({"image_processor_type": "BitImageProcessorFast", "size": 36, "crop_size": 32}, (50, 36), 32),
+        ({"feature_extractor_type": "BeitFeatureExtractor", "size": 32}, (32, 32), 32),
     ],
 )
 def test_networks_of_transformers_are_fed_as_the_file_beside_them_says(
@@ -134,7 +164,26 @@ def test_networks_of_transformers_are_fed_as_the_file_beside_them_says(
     np.testing.assert_allclose(rows, wanted, atol=0.02)
 
 
-@pytest.mark.parametrize("said", [None, {"size": {"longest_edge": 32}}, {"size": 32, "resample": 1}])
+SQUARE = {"size": {"height": 32, "width": 32}}
+CROPPED = {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        {"size": {"longest_edge": 32}},
+        {"size": {"shortest_edge": 32, "longest_edge": 64}, "do_center_crop": True, "crop_size": 32},
+        {"size": 32, "resample": 1},
+        # What these do beside is written in their code.
+        {"image_processor_type": "LevitImageProcessor", **CROPPED},
+        {"image_processor_type": "PoolFormerImageProcessor", "crop_pct": 0.9, **CROPPED},
+        {"image_processor_type": "EfficientNetImageProcessor", "include_top": True, **SQUARE},
+        {"image_processor_type": "SomebodysImageProcessor", **SQUARE},
+        {"do_rescale": False, **SQUARE},
+        {"do_flip_channel_order": True, **SQUARE},
+    ],
+)
 def test_what_nothing_tells_is_said_and_a_processor_is_the_way_out(said: dict | None, tmp_path: Path) -> None:
     if said is not None:
         processor(tmp_path, **said)
@@ -152,6 +201,62 @@ def test_what_nothing_tells_is_said_and_a_processor_is_the_way_out(said: dict | 
         network, layers="conv", preprocess=lambda image: processor_(image, return_tensors="pt")["pixel_values"][0]
     )
     assert np.isfinite(fed.transform(IMAGES)).all()
+
+
+def test_networks_in_the_style_of_transformers_are_not_taken_for_theirs() -> None:
+    class Own(nn.Sequential):
+        config = SimpleNamespace(model_type="mine", image_size=32)
+
+    assert network_spec(Own(nn.Conv2d(3, 4, 4)), "DEFAULT", 0).preset == Preset(256, 224)  # and no warning
+
+
+class Tower(nn.Sequential):
+    """As open_clip has them."""
+
+    def __init__(self, **said: object) -> None:
+        super().__init__(nn.Conv2d(3, 4, 4, stride=4))
+        usual = {"size": (32, 32), "mode": "RGB", "mean": (0.1, 0.2, 0.3), "std": (0.3, 0.2, 0.1)}
+        self.preprocess_cfg = usual | {"interpolation": "bicubic", "resize_mode": "shortest", "fill_color": 0} | said
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize(("mode", "kind"), [("shortest", Preset), ("squash", SquashPreset)])
+def test_towers_of_open_clip_are_fed_as_they_say(mode: str, kind: type[Preset], around: str) -> None:
+    found = network_spec(AROUND[around](Tower(resize_mode=mode)), "DEFAULT", 0).preset
+    assert found == kind(32, 32, (0.1, 0.2, 0.3), (0.3, 0.2, 0.1), "bicubic")
+    assert type(found) is kind
+
+
+@pytest.mark.parametrize("said", [{"resize_mode": "longest"}, {"interpolation": "random"}, {"size": (32, 64)}])
+def test_towers_of_open_clip_that_pad_or_are_not_square_say_what_to_do(said: dict[str, Any]) -> None:
+    with pytest.raises(BackboneError, match=r"[Pp]ass"):
+        PretrainedFeatureExtractor(Tower(**said)).transform(IMAGES)
+
+
+@pytest.mark.parametrize("decode", ["exact", "fast"])
+def test_what_nothing_tells_is_said_once_and_not_where_preprocessing_is_given(decode: str) -> None:
+    network = Foreign(image_size=(32, 64))
+    own = PretrainedFeatureExtractor(
+        network, layers="conv", decode=decode, preprocess=lambda image: torch.ones(3, 32, 64)
+    )
+    own.set_output(transform="pandas").fit_transform(IMAGES)  # knows its columns' names, and warns of nothing
+    assert "conv" in list_layers(network, kind="modules")
+    network = Foreign()
+    model = FineTuneClassifier(network, layers="conv", decode=decode, epochs=1)
+    with pytest.warns(UserWarning, match="trained with") as caught:
+        model.fit(IMAGES, [0, 1, 0])
+    assert len(caught) == 1
+    model.predict(IMAGES)  # without another word
+
+
+@needs_timm
+def test_networks_of_timm_that_are_not_square_have_names_where_preprocessing_is_given() -> None:
+    import timm
+
+    flat, ready = timm.create_model("test_vit", img_size=(32, 128)), torch.rand(2, 3, 32, 128)
+    given = PretrainedFeatureExtractor(flat, preprocess=None).set_output(transform="pandas")
+    assert given.fit_transform(ready).shape == (2, flat.num_features)
+    assert list_layers(flat)
 
 
 def test_networks_of_transformers_that_are_not_square_say_what_to_do() -> None:

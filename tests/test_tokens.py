@@ -89,6 +89,30 @@ def test_tokens_that_nothing_tells_of_are_refused_until_it_is_said(unsaid: Patch
     np.testing.assert_allclose(flat, tokens_of(unsaid, images).flatten(1), rtol=1e-4)
 
 
+class Trailing(nn.Module):
+    """A network whose own tokens stand behind those of the image, as in vit_pytorch's SimpleViT with registers."""
+
+    def __init__(self, name: str, count: int) -> None:
+        super().__init__()
+        self.projection, self.norm, self.name = nn.Conv2d(3, 6, 8, stride=8), nn.LayerNorm(6), name
+        setattr(self, name, nn.Parameter(100 * torch.randn(1, count, 6)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        own = getattr(self, self.name).repeat(len(x), 1, 1)
+        return self.norm(torch.cat([self.projection(x).flatten(2).transpose(1, 2), own], dim=1))
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize(("name", "count"), [("register_tokens", 4), ("cls_token", 1)])
+def test_tokens_behind_those_of_the_image_are_not_taken_for_leading_ones(name: str, count: int, around: str) -> None:
+    inner, images = Trailing(name, count), torch.rand(2, 3, 32, 32)
+    for pooling in ("avg", "max", "cls", "map"):
+        with pytest.raises(LayerError, match="nothing says"):
+            extractor(AROUND[around](inner), layers=-1, pooling=pooling).transform(images)
+    flat = extractor(AROUND[around](inner), layers=-1, pooling="flatten").transform(images)  # the way out
+    np.testing.assert_allclose(flat, tokens_of(inner, images).flatten(1), rtol=1e-4, atol=1e-5)
+
+
 def test_a_grid_that_nothing_tells_is_refused_until_it_is_said() -> None:
     class Pairs(nn.Module):
         """Twice as many tokens as places: 4 x 8 of a square image."""

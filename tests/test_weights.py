@@ -79,6 +79,17 @@ def test_head_of_nan_counts_as_none(tmp_path: Path) -> None:
         PretrainedFeatureExtractor("alexnet", weights=path).transform(IMAGES)
 
 
+def test_head_of_nan_is_told_from_one_of_another_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = dict(random_network("featx_micro").state_dict())
+    path = save({**state, "head.weight": state["head.weight"] * torch.nan}, tmp_path / "nan.pth")
+    PretrainedFeatureExtractor("featx_micro", weights=path, verbose=1).transform(IMAGES)
+    told = capsys.readouterr().err
+    assert "without head, which hold NaN or infinity in the file" in told
+    assert "shape" not in told
+    with pytest.raises(WeightsError, match="finite numbers"):
+        PretrainedFeatureExtractor("featx_micro", weights=path, layers="head").transform(IMAGES)
+
+
 def test_published_head_of_nan_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
     state = dict(random_network("alexnet").state_dict())  # as torchvision publishes features of VGG16
     state["classifier.1.weight"] = torch.full_like(state["classifier.1.weight"], torch.nan)

@@ -74,7 +74,7 @@ class Doctor:
         before = {name for call in calls[: layer.position] for name in call.names}
         behind = {name for call in calls[layer.position :] for name in call.names} - before
         behind = {name for name in behind if name and not any(inner.startswith(f"{name}.") for inner in before)}
-        state = network.module.state_dict()
+        state = {name: value for name, value in network.module.state_dict().items() if isinstance(value, torch.Tensor)}
         return [
             name for name, value in state.items() if name.rpartition(".")[0] not in behind and is_wrong(value).any()
         ]

@@ -67,17 +67,18 @@ class Backbone:
         """The table's row, where there is one."""
         return None if self.entry is None else self.entry.family
 
-    def build(self, weights: str = "") -> nn.Module:
+    def build(self, weights: str = "", side: int | None = None) -> nn.Module:
         """Construct the network: random where the backbone is named, otherwise as it comes.
 
-        ``weights`` names the published weights that are to fit; empty for those of a file or a seed.
+        ``weights`` names the published weights that are to fit; empty for those of a file or a seed. ``side`` is that
+        of a named network's images where they are to be of another size.
         """
         from torch import nn
 
         from featx.backbones.tracing import private_copy
 
         if self.entry is not None:
-            return self.entry.build(weights)
+            return self.entry.build(weights, side)
         module = self.source if isinstance(self.source, nn.Module) else self.source()
         if not isinstance(module, nn.Module):
             raise BackboneError(

@@ -11,6 +11,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from textwrap import shorten
 from typing import IO, Any
 
 import torch
@@ -23,6 +24,7 @@ READER = 1
 
 _HEAD_BYTES = 512
 _DEEPEST = 12  # containers within containers
+_LONGEST_KEY = 40  # characters that a message shows
 _LONGEST_HEADER = 100_000_000  # bytes of JSON, behind their number, that a safetensors file begins with
 _ZIP = b"PK\x03\x04"
 _TORCH_PICKLE = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch.save began with before it wrote archives
@@ -259,7 +261,7 @@ _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpo
 
 def _tensors_in(tree: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(tree, torch.Tensor):
-        if tree.layout == torch.strided and not tree.is_quantized:
+        if tree.layout == torch.strided and not (tree.is_quantized or tree.is_meta):
             yield _WRAPPERS.sub("", ".".join(filter(None, place))), tree.detach()
     elif len(place) < _DEEPEST:
         for key, value in _children(tree):
@@ -290,8 +292,15 @@ def _without_tensors(path: str, tree: Any) -> WeightsError:
             "Where you trust the file, save its tensors: "
             f'torch.save(torch.load({path!r}, weights_only=False){keys}.state_dict(), "weights.pth").',
         )
-    kind = f"a {type(tree).__name__} of {', '.join(key for key, _ in _children(tree)[:5])}" if _children(tree) else tree
-    return _unreadable(path, f"holds no tensors but {kind}", _SAVE_AGAIN)
+    return _unreadable(path, f"holds no named tensors but {_kind_of(tree)}", _SAVE_AGAIN)
+
+
+def _kind_of(tree: Any) -> str:
+    """What something is, in a few words whatever it holds."""
+    kind = tree.class_name if isinstance(tree, _Shell) else type(tree).__name__
+    keys = [*tree] if isinstance(tree, Mapping) else [key for key, _ in _children(tree)]
+    told = (shorten(str(key) if isinstance(key, (str, int)) else repr(key), _LONGEST_KEY) for key in keys[:5])
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}" + (f" of {', '.join(told)}" if keys else "")
 
 
 def _with_more_than_tensors(path: str) -> WeightsError:

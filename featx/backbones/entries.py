@@ -63,17 +63,17 @@ class Entry(Protocol):
     def preset_name(self, weights: str = "") -> str:
         """What `preset_named` knows this preprocessing by."""
 
-    def build(self, weights: str = "") -> nn.Module:
-        """Construct the network that the weights fit, with random ones."""
-
-    def skeleton(self, weights: str = "", side: int | None = None) -> nn.Module:
-        """Construct it on the meta device, for images of another side where one is given.
+    def build(self, weights: str = "", side: int | None = None) -> nn.Module:
+        """Construct the network that the weights fit, with random ones, for images of another side where one is given.
 
         Raises
         ------
         BackboneError
             It cannot be built for images of that side.
         """
+
+    def skeleton(self, weights: str = "", side: int | None = None) -> nn.Module:
+        """Construct it on the meta device."""
 
     def resized(self, module: nn.Module, weights: str, side: int) -> nn.Module:
         """The network with the same weights for images of another side: position embeddings are resampled."""
@@ -156,18 +156,18 @@ class _TableEntry:
     def is_resizable(self) -> bool:
         return bool(self.family.size_option)
 
-    def build(self, weights: str = "") -> nn.Module:
-        return self._built(self.preset(weights).crop)
+    def build(self, weights: str = "", side: int | None = None) -> nn.Module:
+        return self._built(self.preset(weights).crop) if side is None else self._built_for_another(side)
 
     def skeleton(self, weights: str = "", side: int | None = None) -> nn.Module:
         with private_generator(0), ParametersMadeWith(device="meta"):
-            return (self.build(weights) if side is None else self._built_for_another(side)).to("meta")
+            return self.build(weights, side).to("meta")
 
     def resized(self, module: nn.Module, weights: str, side: int) -> nn.Module:
         from torchvision.models.vision_transformer import interpolate_embeddings
 
         with torch.device("cpu"), private_generator(0), ParametersMadeWith(dtype=torch.float32):
-            other = self._built_for_another(side)
+            other = self.build(weights, side)
         other.load_state_dict(interpolate_embeddings(side, cast(Any, module).patch_size, module.state_dict()))
         return other
 

@@ -253,7 +253,7 @@ class Architecture:
     @cached_property
     def _tokens(self) -> Tokens:
         told = None if self.family is None else Told(self.family.n_prefix_tokens, self.family.n_prefix_tokens > 0)
-        return Tokens(self.module, self.calls, self.shape[1:], told)
+        return Tokens(self.module, self.calls, self.shape, told)
 
 
 def _flatten(root: nn.Module, names: Iterable[str]) -> list[str]:

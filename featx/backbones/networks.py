@@ -7,8 +7,9 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import nn
@@ -19,10 +20,10 @@ from featx.backbones.entries import Entry
 from featx.backbones.fingerprint import fingerprint
 from featx.backbones.folding import Folded, fold, is_foldable
 from featx.backbones.layers import Architecture, Layer
-from featx.backbones.presets import preset_of_module
+from featx.backbones.presets import preset_of_module, size_of_module
 from featx.backbones.tracing import trace, with_measured_layouts
-from featx.backbones.weights import Weights, build_with_weights, preset_of, resolve_weights
-from featx.exceptions import BackboneError
+from featx.backbones.weights import Loaded, Weights, build_with_weights, preset_of, resolve_weights
+from featx.exceptions import BackboneError, WeightsError
 from featx.images.preprocessing import Preset
 
 # A grid search over backbones needs a few at once; a notebook that tries fifty must not hold them all.
@@ -119,13 +120,19 @@ class NetworkSpec:
 
         ``shape`` is (channels, height, width) in pixels; None means what the weights were trained with.
         """
-        shape = shape or self.square(self._side or self.preset.crop)
+        shape = shape or self._own_shape
         if self.backbone.entry is not None:
             _check_image_size(self.backbone.label, self.backbone.entry, self._side or self.preset.crop, shape)
             return _named_architecture(self.backbone, self.weights.published, self._side, shape)
         if self._is_module:
             return _architecture(self.backbone, self._foreign, shape)
         return self._loaded.architecture(self.backbone, shape)
+
+    @property
+    def _own_shape(self) -> tuple[int, int, int]:
+        if self.backbone.named:
+            return self.square(self._side or self.preset.crop)
+        return (_channels_of(self._foreign), *size_of_module(self._foreign))  # however it is fed
 
     def square(self, size: int) -> tuple[int, int, int]:
         """Shape (channels, size, size) of the images that the network takes."""
@@ -150,24 +157,37 @@ class NetworkSpec:
 
     @cached_property
     def _loaded(self) -> Network:
-        """What a callable returns; one that nothing tells from another is called once per call of featx."""
-        return self.load("cpu", torch.float32)
+        """What a callable returns, to be looked at and, on the CPU, to be run."""
+        return self.load("cpu", torch.float32) if self.backbone.key is not None else self._load("cpu", torch.float32)
 
     def load(self, device: str, dtype: torch.dtype) -> Network:
         """The network, from this process's shelf where it is there; a module of the user's is copied anew each time."""
         if self.backbone.key is None:
-            return self._load(device, dtype)
+            at_hand = not self._is_module and (device, dtype) == ("cpu", torch.float32)
+            return self._loaded if at_hand else self._load(device, dtype)
         key = (self.backbone.key, self.weights.key(self.backbone), self._seed, self._side, device, dtype)
         return _SHELF.get(key, lambda: self._load(device, dtype))
 
     def _load(self, device: str, dtype: torch.dtype) -> Network:
-        loaded = build_with_weights(self.backbone, self.weights, self._seed)
+        loaded = self._of_side()
         module = loaded.module
-        if self.backbone.entry is not None and self._side is not None:
-            module = self.backbone.entry.resized(module, self.weights.published, self._side)
         module.eval().requires_grad_(False)
         module = module.to(device, dtype).to(memory_format=torch.channels_last)
         return Network(module, loaded.missing, loaded.content, loaded.note)
+
+    def _of_side(self) -> Loaded:
+        """With tensors of its weights' own size taken to another, or of a file that was made for that one."""
+        build = partial(build_with_weights, self.backbone, self.weights, self._seed)
+        if self.backbone.entry is None or self._side is None:
+            return build()
+        try:
+            loaded = build()
+        except WeightsError:
+            if self.weights.kind == "file":
+                with suppress(WeightsError):
+                    return build(self._side)
+            raise
+        return replace(loaded, module=self.backbone.entry.resized(loaded.module, self.weights.published, self._side))
 
 
 class _Shelf:

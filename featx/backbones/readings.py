@@ -14,7 +14,9 @@ from featx.backbones.checkpoints import same
 
 Tensors = Mapping[str, torch.Tensor]
 
-_OPTIONAL = "num_batches_tracked"  # old files lack it, and in eval mode nothing reads it
+#: Ending of names that old files lack, and that nothing reads in eval mode.
+OPTIONAL = "num_batches_tracked"
+_DIGITS = "0123456789"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Demand:
     @cached_property
     def trunk(self) -> frozenset[str]:
         """Names of the tensors that a file must have."""
-        return frozenset(name for name in self.tensors if not self.is_of_head(name) and not name.endswith(_OPTIONAL))
+        return frozenset(name for name in self.tensors if not self.is_of_head(name) and not name.endswith(OPTIONAL))
 
     def is_of_head(self, name: str) -> bool:
         """Whether a tensor belongs to the head."""
@@ -75,7 +77,7 @@ class Reading:
     @cached_property
     def missing(self) -> frozenset[str]:
         """Modules of the network that the file has no tensors for, or none that fit."""
-        names = (name for name in self.demand.tensors if name not in self.tensors and not name.endswith(_OPTIONAL))
+        names = (name for name in self.demand.tensors if name not in self.tensors and not name.endswith(OPTIONAL))
         return frozenset(name.rpartition(".")[0] for name in names)
 
     @cached_property
@@ -89,27 +91,49 @@ class Reading:
         wrong = (
             name
             for name, tensor in self.given.items()
-            if self.demand.is_of_head(name) and not (self.demand.fits(name, tensor) and _is_finite(tensor))
+            if self.demand.is_of_head(name) and not self.demand.fits(name, tensor)
         )
-        return frozenset({*foreign, *(name.rpartition(".")[0] for name in wrong)})
+        return frozenset({*foreign, *(name.rpartition(".")[0] for name in wrong)}) | self.not_finite_of_head
+
+    @cached_property
+    def not_finite_of_head(self) -> frozenset[str]:
+        """Modules of the head for which the file has NaN or infinity."""
+        fitting = ((name, tensor) for name, tensor in self.given.items() if self.demand.fits(name, tensor))
+        wrong = (name for name, tensor in fitting if self.demand.is_of_head(name) and not _is_finite(tensor))
+        return frozenset(name.rpartition(".")[0] for name in wrong)
 
     @cached_property
     def problems(self) -> dict[str, list[str]]:
         """Why the tensors do not fit the trunk: names by kind of problem; empty lists where they do."""
         own = {name: value for name, value in self.given.items() if not self.demand.is_of_head(name)}
-        return {
-            "missing": [name for name in self.demand.tensors if name in self.demand.trunk and name not in own],
-            "unexpected": [name for name in own if name not in self.demand.tensors],
-            "of another shape": [
-                f"{name} {tuple(value.shape)} in place of {tuple(self.demand.tensors[name].shape)}"
-                for name, value in own.items()
-                if name in self.demand.tensors and not self.demand.fits(name, value)
-            ],
+        missing = [name for name in self.demand.tensors if name in self.demand.trunk and name not in own]
+        misshapen = [
+            f"{name} {tuple(value.shape)} in place of {tuple(self.demand.tensors[name].shape)}"
+            for name, value in own.items()
+            if name in self.demand.tensors and not self.demand.fits(name, value)
+        ]
+        old = frozenset() if missing or misshapen else self.old_heads
+        unexpected = [name for name in own if name not in self.demand.tensors and _top(name) not in old]
+        return {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+
+    @cached_property
+    def old_heads(self) -> frozenset[str]:
+        """Modules beside the network's that a head is called by elsewhere ("last_linear", "projector").
+
+        They hold matrices. What is called as the trunk's parts are ("layer5" beside "layer4") is more of a trunk, and
+        a lone vector or token may change what the trunk does.
+        """
+        stems = {_top(name).rstrip(_DIGITS) for name in self.demand.trunk}
+        matrices = {
+            _top(name)
+            for name, tensor in self.given.items()
+            if "." in name and tensor.ndim > 1 and name not in self.demand.tensors and not self.demand.is_of_head(name)
         }
+        return frozenset(top for top in matrices if top.rstrip(_DIGITS) not in stems)
 
     @property
     def fits(self) -> bool:
-        """Whether it is all of the trunk and nothing else than head and trunk."""
+        """Whether it is all of the trunk and nothing else than heads and trunk."""
         return not any(self.problems.values())
 
     def agrees_with(self, other: Reading) -> bool:
@@ -118,7 +142,7 @@ class Reading:
         return all(same(self.tensors[name], other.tensors[name]) for name in shared)
 
     def _has_other_layers(self, child: str) -> bool:
-        names = [name for name in self.given if name.startswith(f"{child}.") and not name.endswith(_OPTIONAL)]
+        names = [name for name in self.given if name.startswith(f"{child}.") and not name.endswith(OPTIONAL)]
         return any(name not in self.demand.tensors for name in names)
 
 
@@ -196,6 +220,10 @@ def _under(place: str, found: Tensors, without: Sequence[str] = ()) -> Iterator[
     for name, tensor in found.items():
         if name.startswith(start) and not _is_below(name, without):
             yield name.removeprefix(start), tensor
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

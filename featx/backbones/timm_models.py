@@ -105,19 +105,25 @@ class TimmEntry:
         """The network's name with its tag."""
         return self._name(weights)
 
-    def build(self, weights: str = "") -> nn.Module:
-        """Construct the network that the weights fit, with random ones."""
-        return self._create(weights)
+    def build(self, weights: str = "", side: int | None = None) -> nn.Module:
+        """Construct the network that the weights fit, with random ones, for images of another side where one is given.
+
+        Raises
+        ------
+        BackboneError
+            It cannot be built for images of that side.
+        """
+        return self._create(weights) if side is None else self._created_for(side, weights)
 
     def skeleton(self, weights: str = "", side: int | None = None) -> nn.Module:
-        """Construct it on the meta device, for images of another side where one is given."""
+        """Construct it on the meta device."""
         with private_generator(0), torch.device("meta"):
-            return self._create(weights) if side is None else self._created_for(side, weights)
+            return self.build(weights, side)
 
     def resized(self, module: nn.Module, weights: str, side: int) -> nn.Module:
         """The network with the same weights for images of another side: timm resamples what depends on it."""
         with private_generator(0), torch.device("cpu"):
-            other = self._created_for(side, weights).to(torch.float32)
+            other = self.build(weights, side).to(torch.float32)
             adapt = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", lambda state, _: state)
             try:
                 other.load_state_dict(adapt(module.state_dict(), other))
@@ -245,15 +251,34 @@ def told_preset(module: nn.Module) -> Preset | None:
     BackboneError
         It is none that resizes and crops to a square.
     """
-    config = getattr(module, "pretrained_cfg", None)
-    if not config or "timm" not in sys.modules:
+    config = _told_config(module)
+    if config is None:
         return None
-    config = dict(config if isinstance(config, Mapping) else config.to_dict())
-    built_for = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    built_for = _built_for(module)
     if built_for is not None and built_for[0] != built_for[1]:
         config["input_size"] = (3, *built_for)
     side = None if built_for is None else built_for[0]
     return _preset_of(config, config.get("architecture") or type(module).__name__, side)
+
+
+def told_size(module: nn.Module) -> tuple[int, int] | None:
+    """Height and width of the images that a network of timm's is built for or was trained with; None for others."""
+    config = _told_config(module)
+    if config is None or not (size := _built_for(module) or config.get("input_size", ())[1:]):
+        return None
+    return int(size[0]), int(size[1])
+
+
+def _told_config(module: nn.Module) -> dict[str, Any] | None:
+    # transformers' wrapper of timm's networks has it in its own configuration.
+    config = getattr(module, "pretrained_cfg", None) or getattr(getattr(module, "config", None), "pretrained_cfg", None)
+    if not config or "timm" not in sys.modules:
+        return None
+    return dict(config if isinstance(config, Mapping) else config.to_dict())
+
+
+def _built_for(module: nn.Module) -> Any:
+    return getattr(getattr(module, "patch_embed", None), "img_size", None)
 
 
 def _from_hub(config: Any) -> Path:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from operator import attrgetter
 from typing import Any
 
 from torch import nn
 
-from featx.backbones.tracing import Call
+from featx.backbones.tracing import Call, lengths_with_trailing
 
 #: Attributes that say how many tokens lead those of the image: timm's, and what users set where nothing tells.
 COUNT = "num_prefix_tokens"
@@ -67,14 +67,14 @@ class Tokens:
         The network.
     calls : sequence of Call
         Its trace.
-    size : (int, int)
-        Height and width of the images of the trace.
+    shape : (int, int, int)
+        Channels, height and width of the images of the trace.
     told : Told or None
         What the table says; None asks the network.
     """
 
-    def __init__(self, root: nn.Module, calls: Sequence[Call], size: tuple[int, int], told: Told | None) -> None:
-        self._root, self._calls, self._size, self._in_table = root, calls, size, told
+    def __init__(self, root: nn.Module, calls: Sequence[Call], shape: tuple[int, int, int], told: Told | None) -> None:
+        self._root, self._calls, self._shape, self._size, self._in_table = root, calls, shape, shape[1:], told
         self._inside = lru_cache(maxsize=None)(self._told_inside)
 
     def places(self, name: str, n_tokens: int, position: int) -> Places:
@@ -83,6 +83,8 @@ class Tokens:
         known = Told(0, False) if told is None else told
         if n_tokens <= max(1, known.n_prefix):  # a class token that is processed alone
             return Places(0, known.has_class, (n_tokens, 1))
+        if known.n_prefix and not known.counted and n_tokens in self._lengths_with_trailing:
+            return Places(None)
         grids = [*self._said_grids(name), *self._maps(position)]
         for leading in _first_unless_they_join_later(known):
             for grid in grids:
@@ -94,6 +96,10 @@ class Tokens:
             if (found := _in_proportion(n_tokens - leading.n_prefix, self._size)) is not None:
                 return Places(leading.n_prefix, leading.has_class, found)
         return Places(told.n_prefix, told.has_class)
+
+    @cached_property
+    def _lengths_with_trailing(self) -> frozenset[int]:
+        return lengths_with_trailing(self._root, self._shape)
 
     def _told(self, name: str) -> Told | None:
         """By the outermost module around a layer that has a count, or else by what lies nearest."""

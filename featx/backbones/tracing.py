@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from featx.exceptions import BackboneError
 
@@ -126,6 +127,40 @@ def _of_square(shape: tuple[int, ...], layout: str) -> str:
     if len(shape) != 4 or shape[1] == shape[3]:
         return layout
     return "NCHW" if shape[2] == shape[3] else "NHWC" if shape[1] == shape[2] else layout
+
+
+def lengths_with_trailing(module: nn.Module, shape: tuple[int, int, int]) -> frozenset[int]:
+    """Lengths of sequences in which something stands behind what comes from the image, as a class token may.
+
+    What comes from the image is told by gradients; a network that computes none is not told of.
+    """
+    images = torch.empty(2, *shape, dtype=torch.float32, device="meta", requires_grad=True)
+    joins = _Joins()
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), joins:
+            copy_to_meta(module).eval()(images.clone())
+    except Exception:  # where values decide
+        return frozenset()
+    return frozenset(joins.lengths)
+
+
+class _Joins(TorchFunctionMode):
+    """Notes the lengths of sequences (n, tokens, channels) that end with what does not come from the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lengths: set[int] = set()
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = function(*args, **(kwargs or {}))
+        if function in (torch.cat, torch.concat, torch.concatenate) and out.ndim == 3:
+            parts = [part for part in (args[0] if args else (kwargs or {})["tensors"]) if part.numel()]
+            joined = out.shape[1] > max(part.shape[1] for part in parts)
+            if joined and out.requires_grad and not parts[-1].requires_grad:
+                self.lengths.add(out.shape[1])
+        return out
 
 
 def private_copy(module: nn.Module, label: str) -> nn.Module:

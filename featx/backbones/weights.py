@@ -17,7 +17,7 @@ from featx.backbones.catalogue import EMBEDDED, Backbone
 from featx.backbones.checkpoints import read_checkpoint
 from featx.backbones.entries import ParametersMadeWith, entry_of, preset_from
 from featx.backbones.fingerprint import digest_of_tensors
-from featx.backbones.readings import Demand, Reading, fullest_of_agreeing, readings_of, rearranged
+from featx.backbones.readings import OPTIONAL, Demand, Reading, fullest_of_agreeing, readings_of, rearranged
 from featx.backbones.timm_models import PREFIX
 from featx.exceptions import WeightsError
 from featx.images.preprocessing import Preset
@@ -196,8 +196,8 @@ class Loaded:
     note: str = ""
 
 
-def build_with_weights(backbone: Backbone, weights: Weights, seed: int) -> Loaded:
-    """The network with its tensors.
+def build_with_weights(backbone: Backbone, weights: Weights, seed: int, side: int | None = None) -> Loaded:
+    """The network with its tensors; a named one built for images of another side where one is given.
 
     Raises
     ------
@@ -205,7 +205,7 @@ def build_with_weights(backbone: Backbone, weights: Weights, seed: int) -> Loade
         The weights cannot be fetched or read, or do not fit the network.
     """
     with torch.device("cpu"), private_generator(seed), ParametersMadeWith(dtype=torch.float32):
-        module = backbone.build(weights.published)
+        module = backbone.build(weights.published, side)
     if weights.kind == "random" and not backbone.named:
         _reinitialise(module, backbone, seed)
     module = module.to(torch.float32)
@@ -216,7 +216,7 @@ def build_with_weights(backbone: Backbone, weights: Weights, seed: int) -> Loade
         reading = _reading_of(read_checkpoint(weights.name), module, backbone, weights)
         module = _filled(module, backbone, reading.tensors)
         state = module.state_dict()
-        content = digest_of_tensors({name: state[name] for name in reading.tensors})
+        content = digest_of_tensors({name: state[name] for name in reading.tensors if not name.endswith(OPTIONAL)})
         return Loaded(module, reading.missing, content, _note(reading, weights))
     return Loaded(module)
 
@@ -244,7 +244,8 @@ def _reading_of(found: Mapping[str, torch.Tensor], module: nn.Module, backbone: 
     """
     if backbone.family is not None:
         found = {backbone.family.renamed(name): tensor for name, tensor in found.items()}
-    demand = Demand(module.state_dict(), () if backbone.entry is None else backbone.entry.head)
+    own = {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
+    demand = Demand(own, () if backbone.entry is None else backbone.entry.head)
     readings = readings_of(found, demand, weights.place)
     fitting = [reading for reading in readings if reading.fits]
     if not fitting and (entry := backbone.entry) is not None:
@@ -271,9 +272,12 @@ def _reading_of(found: Mapping[str, torch.Tensor], module: nn.Module, backbone: 
 def _does_not_fit(reading: Reading, backbone: Backbone, weights: Weights) -> WeightsError:
     listed = "; ".join(f"{kind}: {_shorten(names)}" for kind, names in reading.problems.items() if names)
     under = f" under {reading.place!r}" if reading.place else ""
+    entry = backbone.entry
+    resizable = entry is not None and entry.fixed_size and entry.is_resizable and reading.problems["of another shape"]
+    side = ", set image_size to the side of the images that they were made for" if resizable else ""
     return WeightsError(
         f"Weights for {backbone.label} are expected, got weights={weights.given!r} with keys{under} {listed}. Name the "
-        "backbone that they were made for, or pass a file for this one."
+        f"backbone that they were made for{side}, or pass a file for this one."
     )
 
 
@@ -291,9 +295,13 @@ def _filled(module: nn.Module, backbone: Backbone, tensors: Mapping[str, torch.T
 
 def _note(reading: Reading, weights: Weights) -> str:
     """How a file was read, where there was something to decide."""
-    head = sorted(reading.misfits_of_head & reading.missing)
+    head = sorted((reading.misfits_of_head - reading.not_finite_of_head) & reading.missing)
+    broken = sorted(reading.not_finite_of_head & reading.missing)
     parts = [f"tensors under {reading.place!r}"] if reading.place else []
     parts += [f"without {', '.join(head)}, which the file has in another shape"] if head else []
+    parts += [f"without {', '.join(broken)}, which hold NaN or infinity in the file"] if broken else []
+    old = sorted(reading.old_heads)
+    parts += [f"without {_shorten(old)} of the file, which the network does not have"] if old else []
     return f"{weights.name}: read {', '.join(parts)}." if parts else ""
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 
 import numpy as np
 import torch
 
 from featx.activations.finite import Doctor, warn_not_finite
 from featx.exceptions import NotFinite
+from featx.images.loading import iter_batches
+from featx.images.preprocessing import Preprocessing
 from featx.images.sources import Items
 from featx.training.model import Model
 
 
-def check_features(rows: np.ndarray, items: Items, model: Model, precision: str) -> None:
+def check_features(rows: np.ndarray, items: Items, preprocessing: Preprocessing, model: Model, precision: str) -> None:
     """Raise where pretrained features are not finite: a head would learn nothing from them.
 
     Raises
@@ -22,12 +25,13 @@ def check_features(rows: np.ndarray, items: Items, model: Model, precision: str)
     """
     wrong = _wrong_rows(rows)
     if len(wrong):
-        raise _pretrained(items, int(wrong[0]), model, precision)
+        raise _pretrained(items, int(wrong[0]), preprocessing, model, precision)
 
 
 def check_outputs(
     rows: np.ndarray,
     items: Items,
+    preprocessing: Preprocessing,
     model: Model,
     tensors: Mapping[str, torch.Tensor],
     *,
@@ -42,6 +46,7 @@ def check_outputs(
         Changed in place.
     items : Items
         What they are of.
+    preprocessing : Preprocessing
     model : Model
     tensors : mapping of str to tensor
         What training has changed.
@@ -57,7 +62,7 @@ def check_outputs(
         return
     first = int(wrong[0])
     if all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        error = _pretrained(items, first, model, precision)
+        error = _pretrained(items, first, preprocessing, model, precision)
     else:
         why = "in the tuned network: what training has changed holds NaN or infinity"
         error = NotFinite.of(items.original_row(first), items[first].source, why, "Lower learning_rate and fit anew.")
@@ -71,6 +76,9 @@ def _wrong_rows(rows: np.ndarray) -> np.ndarray:
     return np.flatnonzero(~np.isfinite(rows).all(axis=1))
 
 
-def _pretrained(items: Items, row: int, model: Model, precision: str) -> NotFinite:
+def _pretrained(items: Items, row: int, preprocessing: Preprocessing, model: Model, precision: str) -> NotFinite:
     doctor = Doctor(model.spec, model.architecture, precision)
-    return doctor.error(items, row, None, model.plan.slots[0], model.pretrained())
+    with closing(iter_batches(items, [[row]], preprocessing.tile, n_jobs=1, on_error="nan")) as batches:
+        (batch,) = batches
+    tile = None if batch.tiles is None else batch.tiles[0]
+    return doctor.error(items, row, tile, model.plan.slots[0], model.pretrained())

@@ -15,7 +15,7 @@ from featx.images.augmentation import Augmentation, AugmentedItems
 from featx.images.preprocessing import Preprocessing
 from featx.images.sources import Items
 from featx.training.finite import check_features
-from featx.training.loop import History, Loop, Settings, outputs_of
+from featx.training.loop import Diverged, History, Loop, Settings, outputs_of
 from featx.training.model import Built, Model, Tensors
 from featx.training.schedule import make_optimizer
 from featx.training.targets import Targets
@@ -161,7 +161,14 @@ def fit(
         validation=held_out,
         after_epoch=lambda history: after_epoch(history, built.changed),
     )
-    history = loop.run()
+    try:
+        history = loop.run()
+    except Diverged:
+        anew = model.build(start, recipe.settings.seed)
+        for images in (source, *(() if validation is None else (validation[0],))):
+            rows = images.outputs(model, anew.network(False).features, recipe.settings)
+            check_features(rows, images.items, images.preprocessing, model, recipe.settings.precision)
+        raise
     return Fitted(built.changed(), history)
 
 
@@ -185,7 +192,7 @@ def _values(model: Model, source: Source, recipe: Recipe) -> Values:
 def _start_head(built: Built, source: Source, values: Values, targets: Targets, recipe: Recipe) -> None:
     """Train the head alone on the pretrained features (LP-FT)."""
     rows = _features(built, source, values, recipe)
-    check_features(rows, source.items, built.model, recipe.settings.precision)
+    check_features(rows, source.items, source.preprocessing, built.model, recipe.settings.precision)
     *hidden, out = (layer for layer in built.head if isinstance(layer, nn.Linear))
     if not hidden:
         assert recipe.probe_c is not None

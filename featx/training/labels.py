@@ -43,6 +43,25 @@ def check_labelled(y: Any) -> None:
     return None
 
 
+def check_classes(classes: Any) -> NDArray[Any]:
+    """All labels that there can be, each once, in order.
+
+    Raises
+    ------
+    ValueError
+        One is missing, or some cannot be compared with others.
+    """
+    values = np.asarray(classes, dtype=object if isinstance(classes, list | tuple) else None)
+    if _missing(values).any():
+        raise ValueError(f"Labels are expected, got classes={classes!r} with one that is missing. Leave it out.")
+    try:
+        return np.asarray(np.unique(np.asarray(classes)))
+    except TypeError as error:
+        raise ValueError(
+            f"Labels of one kind are expected, got classes={classes!r}. Pass numpy.asarray(classes, dtype=str)."
+        ) from error
+
+
 def is_multilabel(y: Any) -> bool:
     """Whether y holds 0 and 1 for several labels of each image.
 
@@ -94,8 +113,10 @@ def _values_in_columns(y: Any) -> set[float] | None:
 def _refuse_codes(y: Any, values: list[float]) -> NoReturn:
     told = ", ".join(map(str, values[:_MOST_TOLD])) + (", ..." if len(values) > _MOST_TOLD else "")
     binary = len(values) <= 2
-    mended = f"{'y' if issparse(y) else 'numpy.asarray(y)'} == {values[-1]}"
+    given = "y" if issparse(y) else "numpy.asarray(y)"
+    soft = values[0] >= 0 and values[-1] <= 1  # shares of annotators, say
+    mended = f"{given} >= 0.5" if soft else f"{given} == {values[-1]}"
     raise ValueError(
         f"0 and 1 are expected in a y with a column for each label, got y with {told}. "
-        + (f"Pass {mended}." if binary else "Fit one classifier a column, as MultiOutputClassifier does.")
+        + (f"Pass {mended}." if binary or soft else "Fit one classifier a column, as MultiOutputClassifier does.")
     )

@@ -71,6 +71,10 @@ class History:
         return len(self.columns.get("loss", ()))
 
 
+class Diverged(ValueError):
+    """The loss is no finite number any more."""
+
+
 @dataclass
 class Loop:
     """Training of one network on one set of images.
@@ -127,14 +131,10 @@ class Loop:
         history, best, best_loss = History(), None, float("inf")
         for epoch in range(self.settings.epochs):
             history.add(loss=self._epoch(epoch), learning_rate=self.optimizer.param_groups[0]["lr"])
-            if not np.isfinite(history.columns["loss"][-1]):
-                half = ', or precision="bfloat16"' if self.settings.precision == "float16" else ""
-                raise ValueError(
-                    f"A finite loss is expected, and it is {history.columns['loss'][-1]} in epoch {epoch}: training "
-                    f"diverged. Lower learning_rate, or set max_grad_norm{half}."
-                )
+            self._check(history.columns["loss"][-1], epoch)
             if self.validation is not None:
                 loss, score = self._validate()
+                self._check(loss, epoch)
                 history.add(validation_loss=loss, validation_score=score)
                 if loss < best_loss:
                     best_loss, best, history.best_epoch = loss, _copies(self._result()), epoch
@@ -144,6 +144,14 @@ class Loop:
                 break
         _restore(self._live, self._result() if best is None else best)
         return history
+
+    def _check(self, loss: float, epoch: int) -> None:
+        if not np.isfinite(loss):
+            half = ', or precision="bfloat16"' if self.settings.precision == "float16" else ""
+            raise Diverged(
+                f"A finite loss is expected, and it is {loss} in epoch {epoch}: training diverged. Lower "
+                f"learning_rate, or set max_grad_norm{half}."
+            )
 
     def _is_stuck(self, history: History) -> bool:
         patience = self.settings.n_iter_no_change

@@ -12,7 +12,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from torch.nn import functional as F
 
-from featx.training.labels import is_multilabel
+from featx.training.labels import check_classes, is_multilabel
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Labels:
         check_classification_targets(y)
         if classes is None:
             return cls(y, known, codes)
-        classes = np.unique(np.asarray(classes))
+        classes = check_classes(classes)
         strange = np.setdiff1d(known, classes)
         if len(strange):
             raise ValueError(f"Labels among {classes.tolist()} are expected, got y with {strange.tolist()}.")
@@ -85,7 +85,10 @@ class Labels:
         if class_weight is not None:
             weights = weights * compute_sample_weight(class_weight, self.y[rows])
         if not weights.any():
-            raise ValueError("Images that weigh something are expected, got class_weight with 0 for all of them.")
+            raise ValueError(
+                f"Images that weigh something are expected, got {len(rows)} of {len(self.y)} images, to train on or "
+                "held out, whose class_weight or sample_weight is 0. Give some of them more."
+            )
         return Targets(self.codes[rows], weights / weights.mean(), len(self.classes))
 
 
