@@ -292,9 +292,9 @@ def check_weights_reach(plan: FeaturePlan, architecture: Architecture, network: 
     for layer in plan.layers:
         if unset := unset_before(layer, architecture, network):
             raise WeightsError(
-                f"Weights for every module up to layer {layer.label!r} are expected, got a file that has none or of "
-                f"another shape for {', '.join(sorted(unset))}, or none that are finite numbers. Read a stage before "
-                "them, such as layers=-1, or take a file that has them."
+                f"Weights for every module up to layer {layer.label!r} are expected, got a file that has NaN or "
+                f"infinity, none or of another shape for {', '.join(sorted(unset))}. Read a stage before them, such as "
+                "layers=-1, or take a file that has them."
             )
 
 
