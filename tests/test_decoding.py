@@ -221,7 +221,7 @@ UNREADABLE = {
     "tiff-half": (PLAIN["tiff"][:2000], "truncated TIFF"),
     "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "a drawing"),
     "floats-above-1": (encode(np.full((4, 6), 2, dtype=np.float32), "TIFF"), "float pixels from 2 to 2"),
-    "floats-nan": (encode(np.full((4, 6), np.nan, dtype=np.float32), "TIFF"), "float pixels from nan"),
+    "floats-nan": (encode(np.full((4, 6), np.nan, dtype=np.float32), "TIFF"), "NaN or infinite pixels"),
     "integers-above-16-bit": (
         encode(np.full((4, 6), 70000, dtype=np.int32), "TIFF"),
         "integer pixels from 70000 to 70000",

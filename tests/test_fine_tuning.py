@@ -875,7 +875,7 @@ def test_loaded_classifier_heeds_parameters_of_this_machine(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("precision", "optimizer", "tolerance"),
-    [("bfloat16", "adamw", 5e-2), ("float16", "adamw", 1e-2), ("float16", "sgd", 1e-2)],
+    [("bfloat16", "adamw", 5e-2), ("float16", "adamw", 2e-2), ("float16", "sgd", 1e-2)],
 )
 @pytest.mark.parametrize("freeze", ["all", -1, 0])
 def test_half_precision_trains_the_same_float32_network(

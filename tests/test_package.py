@@ -16,8 +16,6 @@ ROOT = Path(featx.__file__).parent
 # From the ground up: a room imports from rooms below it and from itself.
 FLOORS = [
     "_version",
-    "callers",
-    "pickling",
     "exceptions",
     "locks",
     "randomness",

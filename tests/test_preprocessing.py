@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -24,6 +27,29 @@ def smooth(height: int, width: int) -> torch.Tensor:
     """A picture of slow waves, uint8 (3, height, width)."""
     y, x = torch.meshgrid(torch.linspace(0, 6, height), torch.linspace(0, 9, width), indexing="ij")
     return torch.stack([127 + 120 * torch.sin(x), 127 + 120 * torch.cos(y), 127 + 120 * torch.sin(x + y)]).byte()
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_bytes_are_resized_alike_on_every_processor(interpolation: str) -> None:
+    """Torch's capability is chosen when a process begins."""
+    script = f"""
+import hashlib, torch
+from featx.images.preprocessing import Preset, SquashPreset
+image = torch.randint(0, 256, (3, 60, 91), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+for preset in (Preset(32, 24, interpolation={interpolation!r}), SquashPreset(80, 64, interpolation={interpolation!r})):
+    for view in (image, image.permute(1, 2, 0).contiguous().permute(2, 0, 1)):
+        print(hashlib.sha256(preset.tile(view).numpy().tobytes()).hexdigest())
+"""
+
+    def printed(capability: dict[str, str]) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=os.environ | capability, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    usual = printed({})
+    assert usual == printed({"ATEN_CPU_CAPABILITY": "default"})
+    assert usual[::2] == usual[1::2]
 
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (640, 480), (100, 90), (224, 224)])
