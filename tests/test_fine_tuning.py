@@ -875,7 +875,7 @@ def test_loaded_classifier_heeds_parameters_of_this_machine(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("precision", "optimizer", "tolerance"),
-    [("bfloat16", "adamw", 5e-2), ("float16", "adamw", 2e-2), ("float16", "sgd", 1e-2)],
+    [("bfloat16", "adamw", 5e-2), ("float16", "adamw", 1e-2), ("float16", "sgd", 1e-2)],
 )
 @pytest.mark.parametrize("freeze", ["all", -1, 0])
 def test_half_precision_trains_the_same_float32_network(
@@ -884,7 +884,9 @@ def test_half_precision_trains_the_same_float32_network(
     whole = classifier(freeze=freeze, optimizer=optimizer, linear_probe=False, max_grad_norm=1.0).fit(X, Y)
     half = clone(whole).set_params(precision=precision).fit(X, Y)
     assert {tensor.dtype for tensor in half.tensors_.values() if tensor.is_floating_point()} == {torch.float32}
-    np.testing.assert_allclose(half.history_["loss"], whole.history_["loss"], rtol=tolerance)
+    # Of the loss that training began with: how half precision rounds depends on the processor.
+    first = whole.history_["loss"][0]
+    np.testing.assert_allclose(half.history_["loss"], whole.history_["loss"], rtol=0, atol=tolerance * first)
     assert half.history_["loss"] != whole.history_["loss"]
 
 
