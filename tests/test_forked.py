@@ -6,9 +6,7 @@ import copy
 import http.client
 import inspect
 import json
-import multiprocessing
 import os
-import pickle
 import signal
 import socket
 import subprocess
@@ -16,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from children import PATIENCE_S, in_child
 from conftest import relative_difference
 from sklearn.base import clone
 from torch import nn
@@ -37,7 +35,6 @@ pytestmark = [
 ]
 X = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), dtype=np.uint8)
 Y = np.arange(8) % 2
-PATIENCE_S = 60
 
 
 @pytest.fixture(autouse=True)
@@ -61,33 +58,6 @@ def classifier() -> FineTuneClassifier:
 
 def new_classifier() -> FineTuneClassifier:
     return FineTuneClassifier("featx_micro", image_size=64, epochs=1, random_state=0)
-
-
-def in_child(call: Callable[[], Any]) -> Any:
-    """What a call gives in a forked child, or its exception; a child that hangs is killed."""
-    reader, writer = multiprocessing.Pipe(duplex=False)
-    child = multiprocessing.get_context("fork").Process(target=_send, args=(writer, call))
-    child.start()
-    try:
-        if not reader.poll(PATIENCE_S):
-            raise TimeoutError("the child hangs")
-        found = pickle.loads(reader.recv_bytes())  # what was written a moment ago
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid or 0, signal.SIGKILL)  # with what it has forked itself
-        child.join()
-    if isinstance(found, BaseException):
-        raise found
-    return found
-
-
-def _send(writer: Any, call: Callable[[], Any]) -> None:
-    os.setsid()
-    try:
-        found = call()
-    except BaseException as error:
-        found = error
-    writer.send_bytes(pickle.dumps(found))
 
 
 class Counting(nn.Module):

@@ -17,6 +17,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from children import in_child
 from click.testing import CliRunner
 from conftest import SQUEEZENET
 from PIL import Image
@@ -24,7 +25,6 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
-from test_forked import in_child
 from torch import nn
 from torch.nn.utils import parametrizations
 
