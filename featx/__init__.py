@@ -2,8 +2,8 @@
 
 from featx._version import __version__
 from featx.backbones import list_backbones, list_layers
-from featx.classifier import FineTuneClassifier
-from featx.extractor import PretrainedFeatureExtractor
+from featx.estimators.classifier import FineTuneClassifier
+from featx.estimators.extractor import PretrainedFeatureExtractor
 from featx.images import find_unreadable, load_image_folder
 from featx.store import FeatureStore
 

@@ -44,7 +44,7 @@ from featx.exceptions import ImageError, UnreadableImage
 from featx.images.items import PathItem
 from featx.images.remote import Unreachable, fetch
 from featx.images.sources import as_items
-from featx.writing import replacing
+from featx.system.writing import replacing
 
 # Dask closes its sockets and loops when it comes to it.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")

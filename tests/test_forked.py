@@ -26,8 +26,9 @@ from conftest import relative_difference
 from sklearn.base import clone
 from torch import nn
 
-from featx import FineTuneClassifier, PretrainedFeatureExtractor, find_unreadable, list_layers, threads
+from featx import FineTuneClassifier, PretrainedFeatureExtractor, find_unreadable, list_layers
 from featx.plots import ActivationMapDisplay
+from featx.system import threads
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork"),

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from featx.locks import ForkSafeLock
+from featx.system.locks import ForkSafeLock
 
 
 def test_one_thread_at_a_time_and_again_from_within() -> None:

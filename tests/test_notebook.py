@@ -16,7 +16,7 @@ from torch import nn
 
 from featx import FineTuneClassifier, PretrainedFeatureExtractor, list_layers
 from featx.backbones import networks
-from featx.notebook import with_stages
+from featx.estimators.notebook import with_stages
 
 ESTIMATORS = [PretrainedFeatureExtractor, FineTuneClassifier]
 

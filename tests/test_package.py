@@ -6,6 +6,8 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,50 +19,78 @@ ROOT = Path(featx.__file__).parent
 FLOORS = [
     "_version",
     "exceptions",
-    "locks",
-    "randomness",
-    "threads",
-    "writing",
-    "callers",
-    "pickling",
+    "system",
     "images",
     "store",
     "backbones",
     "activations",
     "training",
-    "notebook",
-    "output",
-    "lazy",
-    "base",
-    "epochs",
-    "tuning",
-    "extractor",
-    "classifier",
+    "estimators",
     "plots",
     "distributed",
     "cli",
     "__main__",
 ]
+ROOMS = [floor for floor in FLOORS if (ROOT / floor).is_dir()]
+MODULES = {
+    ".".join(("featx", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in ROOT.rglob("*.py")
+}
 
 
 def imports_of(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text())
-    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-    modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    return {module.split(".")[1] for module in modules if module.startswith("featx.")}
+    """Modules of featx that a file imports, at its top, in a function or for its annotations."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in MODULES else node.module for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.split(".")[0] == "featx"}
+
+
+def first_circle(imports: Mapping[str, set[str]]) -> list[str]:
+    """Modules that import each other in a ring; none where there is no ring."""
+    try:
+        list(TopologicalSorter(imports).static_order())
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 @pytest.mark.parametrize("room", FLOORS)
 def test_no_import_runs_upward(room: str) -> None:
-    files = [ROOT / f"{room}.py"] if (ROOT / f"{room}.py").exists() else list((ROOT / room).glob("*.py"))
+    files = list((ROOT / room).rglob("*.py")) if room in ROOMS else [ROOT / f"{room}.py"]
     above = set(FLOORS[FLOORS.index(room) + 1 :])
+    rooms = {path: {name.split(".")[1] for name in imports_of(path) if "." in name} for path in files}
     assert files
-    assert not {str(path): found for path in files if (found := imports_of(path) & above)}
+    assert not {str(path): found & above for path, found in rooms.items() if found & above}
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    assert not first_circle({name: imports_of(path) - {name} for name, path in MODULES.items()})
+
+
+def test_a_circle_inside_a_room_is_found() -> None:
+    assert set(first_circle({"featx.a.b": {"featx.a.c"}, "featx.a.c": {"featx.a.b"}})) == {"featx.a.b", "featx.a.c"}
+    assert not first_circle({"featx.a.b": {"featx.a.c"}, "featx.a.c": set()})
 
 
 def test_every_room_has_a_floor() -> None:
     rooms = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert rooms - {"__init__"} == set(FLOORS)
+
+
+def test_few_files_lie_outside_the_rooms() -> None:
+    assert len([path for path in ROOT.iterdir() if path.is_file()]) <= 5
+
+
+def test_the_table_for_contributors_lists_the_rooms_from_the_ground_up() -> None:
+    page = ROOT.parent / "CONTRIBUTING.md"
+    if not page.exists():
+        pytest.skip("installed without CONTRIBUTING.md")
+    assert re.findall(r"^\| `featx/(\w+)/` \|", page.read_text(), flags=re.MULTILINE) == ROOMS
 
 
 def test_public_names_are_there_and_documented() -> None:

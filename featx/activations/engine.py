@@ -11,7 +11,6 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from featx import threads
 from featx.activations.finite import Doctor, not_finite_rows
 from featx.activations.plan import FeaturePlan, Slot
 from featx.activations.pooling import pool_together
@@ -22,7 +21,8 @@ from featx.exceptions import ImageError, LayerError, WeightsError
 from featx.images.loading import iter_batches
 from featx.images.preprocessing import Preprocessing
 from featx.images.sources import Items
-from featx.locks import ForkSafeLock
+from featx.system import threads
+from featx.system.locks import ForkSafeLock
 
 # Up to this many values torch sends a batch of one past oneDNN (aten/src/ATen/native/Convolution.cpp, use_mkldnn).
 _LONE_IMAGE_VALUES = 20480

@@ -19,7 +19,7 @@ from featx.exceptions import ImageError, NotFinite
 from featx.images.sources import Items
 from featx.images.unreadable import warn_unreadable
 from featx.store import FeatureStore, Session, warn_once
-from featx.threads import one_thread_after_fork, step_by_step
+from featx.system.threads import one_thread_after_fork, step_by_step
 
 _Tick = Callable[[int], object]
 _ROWS_OF_NAN = (

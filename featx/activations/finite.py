@@ -12,9 +12,9 @@ from featx.activations.plan import Slot
 from featx.backbones.layers import Architecture, Layer
 from featx.backbones.networks import Network, NetworkSpec
 from featx.backbones.weights import Weights
-from featx.callers import frames_to_caller
 from featx.exceptions import NotFinite
 from featx.images.sources import Items
+from featx.system.callers import frames_to_caller
 
 _MOST_NAMES = 3
 

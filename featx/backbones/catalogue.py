@@ -13,9 +13,7 @@ from featx.exceptions import BackboneError
 if TYPE_CHECKING:
     from torch import nn
 
-    from featx.backbones.entries import Entry
-
-EMBEDDED = "featx_micro"
+    from featx.backbones.entry import Entry
 
 
 def list_backbones() -> list[str]:

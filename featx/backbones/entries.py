@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 import xxhash
@@ -16,79 +16,15 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from featx.backbones import micro
-from featx.backbones.catalogue import EMBEDDED
-from featx.backbones.table import Family, family_of
+from featx.backbones.entry import Entry
+from featx.backbones.table import EMBEDDED, Family, family_of
 from featx.backbones.timm_models import PREFIX, cannot_be_built, timm_entry
 from featx.exceptions import WeightsError
 from featx.images.preprocessing import Preset
-from featx.randomness import private_generator
+from featx.system.randomness import private_generator
 
 _EMBEDDED_FILE = Path(__file__).with_name("featx_micro.safetensors")
 _EMBEDDED_PRESET = Preset(resize=micro.INPUT_SIZE, crop=micro.INPUT_SIZE, mean=micro.MEAN, std=micro.STD)
-
-
-class Entry(Protocol):
-    """A network that is known by name.
-
-    Its methods take the name of published weights, or nothing for a network whose weights come from a file or a seed.
-    """
-
-    @property
-    def family(self) -> Family | None:
-        """The table's row; None where the network itself tells what its stages are."""
-
-    @property
-    def head(self) -> tuple[str, ...]:
-        """Modules that a weights file may lack."""
-
-    @property
-    def fixed_size(self) -> bool:
-        """Whether it takes images of its preset's size and no other."""
-
-    @property
-    def is_resizable(self) -> bool:
-        """Whether one of fixed size can be built for another."""
-
-    @property
-    def min_size(self) -> int:
-        """Smallest image side that it takes, in pixels."""
-
-    @property
-    def published(self) -> list[str]:
-        """Names of its published weights."""
-
-    def preset(self, weights: str = "") -> Preset:
-        """Preprocessing that the weights were trained with."""
-
-    def preset_name(self, weights: str = "") -> str:
-        """What `preset_named` knows this preprocessing by."""
-
-    def build(self, weights: str = "", side: int | None = None) -> nn.Module:
-        """Construct the network that the weights fit, with random ones, for images of another side where one is given.
-
-        Raises
-        ------
-        BackboneError
-            It cannot be built for images of that side.
-        """
-
-    def skeleton(self, weights: str = "", side: int | None = None) -> nn.Module:
-        """Construct it on the meta device."""
-
-    def resized(self, module: nn.Module, weights: str, side: int) -> nn.Module:
-        """The network with the same weights for images of another side: position embeddings are resampled."""
-
-    def content(self, weights: str) -> str:
-        """What identifies the content of published weights, together with that of `file`."""
-
-    def file(self, weights: str) -> Path | None:
-        """Where published weights lie, fetched if need be; None where `content` says it all."""
-
-    def state(self, weights: str) -> dict[str, torch.Tensor]:
-        """Fetch and read published weights."""
-
-    def rearranged(self, state: Mapping[str, torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor] | None:
-        """Tensors as the network's authors name them by the names of a module of it; None where nothing tells them."""
 
 
 @lru_cache(maxsize=256)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from featx.backbones.timm_models import wants_to_be_whole
-from featx.locks import ForkSafeLock
+from featx.system.locks import ForkSafeLock
 
 # While a network is traced, torch.fx has every module of the process call the tracer.
 _TRACING = ForkSafeLock()

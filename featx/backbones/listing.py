@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featx.threads import one_thread_after_fork
+from featx.system.threads import one_thread_after_fork
 
 if TYPE_CHECKING:
     from featx.backbones.layers import Architecture

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from featx.backbones.catalogue import Backbone, resolve_backbone
-from featx.backbones.entries import Entry
+from featx.backbones.entry import Entry
 from featx.backbones.fingerprint import fingerprint
 from featx.backbones.folding import Folded, fold, is_foldable
 from featx.backbones.layers import Architecture, Layer

@@ -16,6 +16,7 @@ from featx.exceptions import BackboneError
 
 Layout = Literal["NCHW", "NHWC", "tokens"]
 Stages = tuple[tuple[str, int], ...]
+EMBEDDED = "featx_micro"  # the network that travels inside the package
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,11 +107,11 @@ def _features(first: int, *ends: int) -> Stages:
 
 FAMILIES: tuple[Family, ...] = (
     Family(
-        name="featx_micro",
+        name=EMBEDDED,
         trunk=("features",),
         output="head",
         stages=_features(1, 0, 2, 4),
-        channels={"featx_micro": (24, 64, 160, 224)},
+        channels={EMBEDDED: (24, 64, 160, 224)},
         head=("head",),
         min_size=8,
     ),

@@ -20,7 +20,7 @@ from torch import nn
 from featx.backbones.tracing import Call
 from featx.exceptions import BackboneError, WeightsError
 from featx.images.preprocessing import Preset, SquashPreset
-from featx.randomness import private_generator
+from featx.system.randomness import private_generator
 
 PREFIX = "timm/"
 _FILES = ("model.safetensors", "pytorch_model.bin")  # on the hub, the first there is

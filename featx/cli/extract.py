@@ -29,8 +29,8 @@ from featx.cli.options import (
 )
 from featx.cli.outcomes import Broken, Console, broken_of, shown
 from featx.cli.photos import list_photos
-from featx.extractor import PretrainedFeatureExtractor
-from featx.writing import replacing
+from featx.estimators.extractor import PretrainedFeatureExtractor
+from featx.system.writing import replacing
 
 _FILES = (".parquet", ".npy")
 # Rows written together, so that a file does not depend on the sizes of the blocks that come.

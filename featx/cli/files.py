@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import click
 
-from featx.writing import replacing
+from featx.system.writing import replacing
 
 
 class OutputFile(click.Path):

@@ -12,7 +12,6 @@ from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 
 from featx.backbones.addresses import path_in
-from featx.classifier import FineTuneClassifier
 from featx.cli.files import OutputFile
 from featx.cli.models import SAFE, readable, save_model
 from featx.cli.options import (
@@ -33,6 +32,7 @@ from featx.cli.options import (
 from featx.cli.outcomes import Console
 from featx.cli.photos import list_labelled
 from featx.cli.scoring import candidates, classifier, compute_once, folds_for, scores_of
+from featx.estimators.classifier import FineTuneClassifier
 from featx.store import FeatureStore
 
 _FOLDS, _FOLDS_TUNED = 5, 3

@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from featx.cli.outcomes import Broken, shown
 from featx.cli.scoring import Score
-from featx.extractor import PretrainedFeatureExtractor
+from featx.estimators.extractor import PretrainedFeatureExtractor
 
 
 def as_typed(words: Sequence[str]) -> str:

@@ -11,11 +11,11 @@ import joblib
 import numpy as np
 from sklearn.pipeline import Pipeline
 
-from featx.classifier import FineTuneClassifier
 from featx.cli.options import Machine
 from featx.cli.outcomes import Console, broken_of, one_line
-from featx.extractor import PretrainedFeatureExtractor
-from featx.writing import replacing
+from featx.estimators.classifier import FineTuneClassifier
+from featx.estimators.extractor import PretrainedFeatureExtractor
+from featx.system.writing import replacing
 
 SAFE = ".safetensors"
 _ANYWHERE: dict[str, Any] = {"cache": None, "device": None, "n_jobs": None, "verbose": 0}

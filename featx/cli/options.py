@@ -20,8 +20,8 @@ from click.core import ParameterSource
 
 from featx.backbones.addresses import Address
 from featx.cli.outcomes import Console
+from featx.estimators.extractor import PretrainedFeatureExtractor
 from featx.exceptions import StoreWarning
-from featx.extractor import PretrainedFeatureExtractor
 from featx.store import FeatureStore, resolve_store, why_unusable
 
 F = TypeVar("F", bound=Callable[..., Any])

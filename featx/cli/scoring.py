@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from featx.backbones.addresses import plain_address
 from featx.cli.options import typed_weights
 from featx.cli.outcomes import Console, broken_of
-from featx.extractor import PretrainedFeatureExtractor
+from featx.estimators.extractor import PretrainedFeatureExtractor
 
 _C_VALUES = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
 

@@ -31,7 +31,7 @@ from featx.cli.options import (
 from featx.cli.outcomes import Console, table
 from featx.cli.photos import list_labelled
 from featx.cli.scoring import Score, candidates, compute_once, folds_for, is_vector, scores_of
-from featx.extractor import PretrainedFeatureExtractor
+from featx.estimators.extractor import PretrainedFeatureExtractor
 
 
 @click.command(

@@ -20,8 +20,8 @@ from featx.distributed.folder import Folder
 from featx.distributed.listing import list_items
 from featx.distributed.shards import Manifest, Shard, check_no_others, is_shard
 from featx.distributed.work import Done, Shape, compute_shard, recipe_of, shape_of_images
+from featx.estimators.extractor import PretrainedFeatureExtractor
 from featx.exceptions import FeatxError
-from featx.extractor import PretrainedFeatureExtractor
 from featx.images.reading import Seen
 from featx.images.remote import is_url
 from featx.images.walk import LeftOut, left_out_of

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.images.remote import BUCKETS, is_url, patiently
-from featx.writing import replacing, sweep_away
+from featx.system.writing import replacing, sweep_away
 
 
 class Folder:

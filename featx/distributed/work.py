@@ -25,7 +25,7 @@ from featx.store.index import digest_or_error, state_of
 
 if TYPE_CHECKING:
     from featx.activations.extraction import Extraction
-    from featx.extractor import PretrainedFeatureExtractor
+    from featx.estimators.extractor import PretrainedFeatureExtractor
 
 Shape: TypeAlias = tuple[int, int, int]  # channels, height, width
 

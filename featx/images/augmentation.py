@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from featx.images.reading import Content, Reading
 from featx.images.sources import Items
-from featx.randomness import private_generator
+from featx.system.randomness import private_generator
 
 Operation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 

@@ -18,7 +18,7 @@ from featx.images.arrays import ArrayItem
 from featx.images.opening import traits_of, traits_of_image
 from featx.images.reading import Content, Reading, digest_under
 from featx.images.remote import Unreachable, fetch, is_url
-from featx.locks import ForkSafeLock
+from featx.system.locks import ForkSafeLock
 
 if TYPE_CHECKING:
     import torch

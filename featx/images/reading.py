@@ -9,9 +9,9 @@ from typing import NamedTuple, TypeAlias
 
 import xxhash
 
-from featx.callers import frames_to_caller
 from featx.images import heif
-from featx.locks import ForkSafeLock
+from featx.system.callers import frames_to_caller
+from featx.system.locks import ForkSafeLock
 
 PixelRange: TypeAlias = str | tuple[float, float]  # the str is "auto"
 Span: TypeAlias = tuple[float, float]

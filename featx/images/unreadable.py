@@ -16,11 +16,11 @@ from sklearn.utils import Bunch, check_array
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 from tqdm.auto import tqdm
 
-from featx import threads
-from featx.callers import frames_to_caller
 from featx.exceptions import ImageError
 from featx.images.reading import PixelRange
 from featx.images.sources import MAX_PIXELS, Items, as_items
+from featx.system import threads
+from featx.system.callers import frames_to_caller
 
 T = TypeVar("T")
 

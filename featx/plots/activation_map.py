@@ -11,7 +11,7 @@ from sklearn.utils._param_validation import Interval, StrOptions, validate_param
 from featx.exceptions import LayerError
 from featx.plots.display import PLAIN, Display, check_matplotlib
 from featx.plots.pictures import as_picture, extractor_of, only
-from featx.threads import one_thread_after_fork
+from featx.system.threads import one_thread_after_fork
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.collections import FillBetweenPolyCollection
     from matplotlib.lines import Line2D
 
-    from featx.extractor import PretrainedFeatureExtractor
+    from featx.estimators.extractor import PretrainedFeatureExtractor
 
 # (where in the network, how it is called), of a value of the parameter ``layers``
 _Place = tuple[float, str]
@@ -282,7 +282,7 @@ def _by_network(estimator: Any) -> Callable[[Any], _Place]:
 
 
 def _extractors(model: Any, caller: str) -> dict[str, PretrainedFeatureExtractor]:
-    from featx.extractor import PretrainedFeatureExtractor
+    from featx.estimators.extractor import PretrainedFeatureExtractor
 
     found = network_estimators(model, PretrainedFeatureExtractor)
     if len(found) != 1:

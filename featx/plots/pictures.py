@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from featx.base import NetworkEstimator
+from featx.estimators.base import NetworkEstimator
 from featx.exceptions import ImageError
 from featx.images.sources import Items, as_items
-from featx.threads import one_thread_after_fork
+from featx.system.threads import one_thread_after_fork
 
 if TYPE_CHECKING:
     import torch
 
-    from featx.extractor import PretrainedFeatureExtractor
+    from featx.estimators.extractor import PretrainedFeatureExtractor
 
 _Estimator = TypeVar("_Estimator", bound=NetworkEstimator)
 
@@ -89,8 +89,8 @@ def extractor_of(model: Any, caller: str) -> PretrainedFeatureExtractor:
     """
     from sklearn.base import clone
 
-    from featx.classifier import FineTuneClassifier
-    from featx.extractor import PretrainedFeatureExtractor
+    from featx.estimators.classifier import FineTuneClassifier
+    from featx.estimators.extractor import PretrainedFeatureExtractor
 
     for extractor in network_estimators(model, PretrainedFeatureExtractor).values():
         return clone(extractor)

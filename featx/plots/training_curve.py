@@ -68,7 +68,7 @@ class TrainingCurveDisplay(Display):
         -------
         display : TrainingCurveDisplay
         """
-        from featx.classifier import FineTuneClassifier
+        from featx.estimators.classifier import FineTuneClassifier
 
         caller = f"{cls.__name__}.from_estimator"
         check_matplotlib(caller, ax)

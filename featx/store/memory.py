@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 
 from featx.images.reading import Content
-from featx.locks import ForkSafeLock
+from featx.system.locks import ForkSafeLock
 
 #: Most bytes of rows held in memory by one process; joblib takes a worker that grows by 300 MB for one that leaks.
 MOST_BYTES = 192 * 2**20

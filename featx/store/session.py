@@ -13,7 +13,6 @@ from typing import TypeVar
 import numpy as np
 import xxhash
 
-from featx.callers import frames_to_caller
 from featx.exceptions import ImageError, StoreError, StoreWarning
 from featx.images.items import PathItem
 from featx.images.sources import Items
@@ -23,6 +22,7 @@ from featx.store.memory import MEMORY
 from featx.store.places import NoPlace, OnNetwork, parse_size
 from featx.store.shelf import Column, Group, Shelf
 from featx.store.store import FeatureStore, _Opened
+from featx.system.callers import frames_to_caller
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from featx.activations.engine import DTYPES, undisturbed
-from featx.randomness import Draws
+from featx.system.randomness import Draws
 from featx.training.schedule import Schedule
 from featx.training.targets import Targets, losses
 from featx.training.tuned import TunedNetwork

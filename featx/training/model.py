@@ -14,7 +14,7 @@ from featx.activations.engine import check_weights_reach
 from featx.activations.plan import FeaturePlan
 from featx.backbones.layers import Architecture
 from featx.backbones.networks import Network, NetworkSpec
-from featx.randomness import private_generator
+from featx.system.randomness import private_generator
 from featx.training.split import Split
 from featx.training.tuned import TunedNetwork, make_head
 from featx.training.values import unflatten

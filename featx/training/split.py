@@ -14,7 +14,7 @@ from featx.backbones.graph import graph_of
 from featx.backbones.layers import Architecture, Layer
 from featx.backbones.networks import NetworkSpec
 from featx.exceptions import LayerError
-from featx.locks import ForkSafeLock
+from featx.system.locks import ForkSafeLock
 
 _NORMS_WITH_STATISTICS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 

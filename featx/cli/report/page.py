@@ -16,7 +16,7 @@ from featx.cli.outcomes import shown
 from featx.cli.report.charts import layer_curve
 from featx.cli.report.contents import about_photos, code_of, contents_of
 from featx.plots.display import check_matplotlib
-from featx.writing import replacing
+from featx.system.writing import replacing
 
 # Rows shown at once; the others are folded.
 _MOST_ROWS = 12

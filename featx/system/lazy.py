@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from featx.output import Output, check_has_columns
+from featx.system.output import Output, check_has_columns
 
 
 class LazyTransformMixin:

@@ -16,12 +16,12 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _check_feature_names_in
 
 from featx.activations import remembered
-from featx.base import NetworkEstimator
+from featx.estimators.base import NetworkEstimator
 from featx.images.sources import MAX_PIXELS, Items
-from featx.lazy import LazyTransformMixin, is_lazy, note_columns
-from featx.output import check_has_columns
 from featx.store import FeatureStore, resolve_store
-from featx.threads import n_threads
+from featx.system.lazy import LazyTransformMixin, is_lazy, note_columns
+from featx.system.output import check_has_columns
+from featx.system.threads import n_threads
 
 if TYPE_CHECKING:
     from featx.activations.extraction import Extraction

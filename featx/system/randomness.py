@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from featx.locks import ForkSafeLock
+from featx.system.locks import ForkSafeLock
 
 _LOCK = ForkSafeLock()  # entered again by a builder that runs under it and itself draws
 

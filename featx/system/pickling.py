@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any, Self
 
-from featx.threads import one_thread_after_fork
+from featx.system.threads import one_thread_after_fork
 
 
 class PortablePickles:

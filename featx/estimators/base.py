@@ -15,9 +15,9 @@ from sklearn.utils.validation import validate_data
 
 from featx.exceptions import REMOVE_IT
 from featx.images.sources import Items, as_items
-from featx.pickling import PortablePickles
 from featx.store import FeatureStore, resolve_store
-from featx.threads import ForkSafeMethods, one_thread_after_fork
+from featx.system.pickling import PortablePickles
+from featx.system.threads import ForkSafeMethods, one_thread_after_fork
 
 if TYPE_CHECKING:
     from featx.activations.extraction import Extraction
@@ -163,7 +163,7 @@ class NetworkEstimator(ForkSafeMethods, PortablePickles, CallbackSupportMixin, B
         """The table of parameters that notebooks show, with the network's stages below where they cost nothing."""
         params = super()._get_params_html(deep, doc_link)
         try:
-            from featx.notebook import with_stages
+            from featx.estimators.notebook import with_stages
 
             spec = self._spec()
             # A callable would have to be called, and a foreign module may have to be run on real images.

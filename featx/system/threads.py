@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from typing import ParamSpec, TypeVar
 
-from featx.locks import ForkSafeLock
+from featx.system.locks import ForkSafeLock
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -11,13 +11,13 @@ from sklearn.base import ClassifierMixin, TransformerMixin, _fit_context
 from sklearn.callback import with_callbacks
 from sklearn.utils.validation import _check_feature_names_in
 
+from featx.estimators.tuning import TunedEstimator
 from featx.exceptions import ImageError
 from featx.images.sources import MAX_PIXELS
 from featx.store import FeatureStore
-from featx.tuning import TunedEstimator
 
 if TYPE_CHECKING:
-    from featx.extractor import PretrainedFeatureExtractor
+    from featx.estimators.extractor import PretrainedFeatureExtractor
 
 
 class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # type: ignore[misc]
@@ -396,7 +396,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         extractor : PretrainedFeatureExtractor
             With the tuned network as its ``backbone``, and otherwise the same parameters.
         """
-        from featx.extractor import PretrainedFeatureExtractor
+        from featx.estimators.extractor import PretrainedFeatureExtractor
 
         return PretrainedFeatureExtractor(**self._as_fitted()._shared_params(PretrainedFeatureExtractor().get_params()))
 

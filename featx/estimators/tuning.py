@@ -16,12 +16,12 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted
 
 from featx.backbones.addresses import plain_address
-from featx.base import NetworkEstimator
-from featx.epochs import EpochWatch
+from featx.estimators.base import NetworkEstimator
+from featx.estimators.epochs import EpochWatch
 from featx.exceptions import OutOfMemory
 from featx.images.sources import Items
-from featx.locks import ForkSafeLock
-from featx.pickling import portable
+from featx.system.locks import ForkSafeLock
+from featx.system.pickling import portable
 
 if TYPE_CHECKING:
     from featx.activations.extraction import Extraction
