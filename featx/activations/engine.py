@@ -28,7 +28,11 @@ from featx.system.locks import ForkSafeLock
 _LONE_IMAGE_VALUES = 20480
 
 # Where CUDA may round float32 to TF32, for speed.
-_TF32_BACKENDS = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+_TF32 = (
+    [(torch.backends.cudnn.conv, "fp32_precision", "ieee"), (torch.backends.cuda.matmul, "fp32_precision", "ieee")]
+    if hasattr(torch.backends.cudnn, "conv")  # torch 2.9
+    else [(torch.backends.cudnn, "allow_tf32", False), (torch.backends.cuda.matmul, "allow_tf32", False)]
+)
 
 # On a CPU a batch is cut until no module's output is larger: a C library hands larger blocks back to the system at once
 # (glibc those from 32 MiB on), and getting them anew page by page costs up to half as much as the arithmetic.
@@ -313,12 +317,12 @@ def undisturbed(device: str) -> AbstractContextManager[object]:
 
 @contextmanager
 def _without_tf32(within: AbstractContextManager[object]) -> Iterator[None]:
-    before = [backend.fp32_precision for backend in _TF32_BACKENDS]
+    before = [getattr(backend, name) for backend, name, _ in _TF32]
     try:
-        for backend in _TF32_BACKENDS:
-            backend.fp32_precision = "ieee"
+        for backend, name, off in _TF32:
+            setattr(backend, name, off)
         with within:
             yield
     finally:
-        for backend, precision in zip(_TF32_BACKENDS, before, strict=True):
-            backend.fp32_precision = precision
+        for (backend, name, _), value in zip(_TF32, before, strict=True):
+            setattr(backend, name, value)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.callback import CallbackSupportMixin
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import validate_data
@@ -16,6 +15,7 @@ from sklearn.utils.validation import validate_data
 from featx.exceptions import REMOVE_IT
 from featx.images.sources import Items, as_items
 from featx.store import FeatureStore, resolve_store
+from featx.system.compat import CallbackSupportMixin
 from featx.system.pickling import PortablePickles
 from featx.system.threads import ForkSafeMethods, one_thread_after_fork
 
@@ -159,9 +159,9 @@ class NetworkEstimator(ForkSafeMethods, PortablePickles, CallbackSupportMixin, B
             verbose=self.verbose,
         )
 
-    def _get_params_html(self, deep: bool = True, doc_link: str = "") -> Any:
+    def _get_params_html(self, *args: Any, **given: Any) -> Any:
         """The table of parameters that notebooks show, with the network's stages below where they cost nothing."""
-        params = super()._get_params_html(deep, doc_link)
+        params = super()._get_params_html(*args, **given)
         try:
             from featx.estimators.notebook import with_stages
 

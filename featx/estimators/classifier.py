@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.base import ClassifierMixin, TransformerMixin, _fit_context
-from sklearn.callback import with_callbacks
 from sklearn.utils.validation import _check_feature_names_in
 
 from featx.estimators.tuning import TunedEstimator
 from featx.exceptions import ImageError
 from featx.images.sources import MAX_PIXELS
 from featx.store import FeatureStore
+from featx.system.compat import with_callbacks
 
 if TYPE_CHECKING:
     from featx.estimators.extractor import PretrainedFeatureExtractor

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from joblib import cpu_count
 from sklearn.base import TransformerMixin, _fit_context
-from sklearn.callback import with_callbacks
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _check_feature_names_in
 
@@ -19,6 +18,7 @@ from featx.activations import remembered
 from featx.estimators.base import NetworkEstimator
 from featx.images.sources import MAX_PIXELS, Items
 from featx.store import FeatureStore, resolve_store
+from featx.system.compat import with_callbacks
 from featx.system.lazy import LazyTransformMixin, is_lazy, note_columns
 from featx.system.output import check_has_columns
 from featx.system.threads import n_threads

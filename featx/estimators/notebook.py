@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import html
 from typing import TYPE_CHECKING
 
-from sklearn.utils._repr_html.params import ParamsDict
+from featx.system.compat import ParamsDict
 
 if TYPE_CHECKING:
     from featx.backbones.layers import Architecture
@@ -53,12 +54,8 @@ def with_stages(params: ParamsDict, architecture: Architecture) -> ParamsDict:
     ParamsDict
         The same mapping; only what it looks like differs.
     """
-    shown = _ParamsAndStages(
-        params=params.data,
-        non_default=params.non_default,
-        estimator_class=params.estimator_class,
-        doc_link=params.doc_link,
-    )
+    shown = copy.copy(params)  # whose constructor differs between releases
+    shown.__class__ = _ParamsAndStages
     shown.stages = _stages_html(architecture)
     return shown
 

@@ -1,0 +1,47 @@
+"""What releases of the libraries below lack: the one place that knows of their differences.
+
+Each name is the newest release's own where there is one, asked for by what is there and never by version number. What a
+release lacks altogether is done without, as the docstrings of the estimators say.
+"""
+
+from __future__ import annotations
+
+from collections import UserDict
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+try:  # scikit-learn 1.9
+    from sklearn.callback import CallbackSupportMixin, with_callbacks
+except ImportError:
+
+    class _NobodyToTell:
+        """A callback context without callbacks."""
+
+        def subcontext(self, **_: Any) -> _NobodyToTell:
+            return self
+
+        def call_on_fit_task_begin(self, **_: Any) -> None:
+            pass
+
+        def call_on_fit_task_end(self, **_: Any) -> bool:
+            return False
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """In place of scikit-learn's: fits tell nobody of their epochs, and there is no ``set_callbacks``."""
+
+        def _init_callback_context(self, **_: Any) -> _NobodyToTell:
+            return _NobodyToTell()
+
+    def with_callbacks(function: F) -> F:
+        """In place of scikit-learn's: the function itself."""
+        return function
+
+
+try:  # scikit-learn 1.7
+    from sklearn.utils._repr_html.params import ParamsDict
+except ImportError:
+    ParamsDict = UserDict  # nobody asks for tables of parameters
+
+__all__ = ["CallbackSupportMixin", "ParamsDict", "with_callbacks"]
