@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import UserDict
 from html.parser import HTMLParser
 from typing import Any
 
@@ -17,7 +18,9 @@ from torch import nn
 from featx import FineTuneClassifier, PretrainedFeatureExtractor, list_layers
 from featx.backbones import networks
 from featx.estimators.notebook import with_stages
+from featx.system.compat import ParamsDict
 
+pytestmark = pytest.mark.skipif(ParamsDict is UserDict, reason="scikit-learn < 1.7 shows no parameters in notebooks")
 ESTIMATORS = [PretrainedFeatureExtractor, FineTuneClassifier]
 
 

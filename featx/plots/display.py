@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featx.system.compat import root_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -66,7 +68,7 @@ class Display:
 
         if ax is None:
             ax = plt.subplots(figsize=size, layout="constrained")[1]
-        figure = ax.get_figure(root=True)
+        figure = root_figure(ax)
         assert figure is not None
         self.ax_, self.figure_ = ax, figure
         return ax

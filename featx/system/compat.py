@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections import UserDict
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,4 +47,13 @@ try:  # scikit-learn 1.7
 except ImportError:
     ParamsDict = UserDict  # nobody asks for tables of parameters
 
-__all__ = ["CallbackSupportMixin", "ParamsDict", "with_callbacks"]
+
+def root_figure(ax: Any) -> Figure | None:
+    """The figure that matplotlib's axes lie in, that of a subfigure's axes included."""
+    try:
+        return ax.get_figure(root=True)
+    except TypeError:  # matplotlib < 3.10
+        return ax.get_figure().figure
+
+
+__all__ = ["CallbackSupportMixin", "ParamsDict", "root_figure", "with_callbacks"]
