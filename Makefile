@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+OLDEST := .venv-oldest
+NOTEBOOK := .venv-notebook
+NOTEBOOK_PYTHON ?= python3.13
 BROWSER := $(VENV)/.browser
 
-.PHONY: demo test test-processors lint bench clean
+.PHONY: demo test test-oldest test-notebook test-processors lint bench release clean
 .DELETE_ON_ERROR:
 
 $(READY): setup.cfg pyproject.toml
@@ -29,6 +32,28 @@ demo: $(READY)
 test: $(READY) $(BROWSER)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
+# The same with the oldest releases that setup.cfg admits.
+$(OLDEST)/.ready: setup.cfg pyproject.toml constraints/oldest.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints/oldest.txt --editable ".[test]"
+	touch $@
+
+test-oldest: $(OLDEST)/.ready
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+
+# On top of what a hosted notebook service has, of which nothing may be replaced; needs Python 3.13.
+$(NOTEBOOK)/.ready: constraints/notebook.txt
+	test -x $(NOTEBOOK)/bin/python || $(NOTEBOOK_PYTHON) -m venv $(NOTEBOOK)
+	$(NOTEBOOK)/bin/python -m pip install --quiet --requirement constraints/notebook.txt
+	$(NOTEBOOK)/bin/python -m pip install --quiet --constraint constraints/notebook.txt pytest pytest-xdist hypothesis polars packaging
+	touch $@
+
+test-notebook: $(NOTEBOOK)/.ready
+	$(NOTEBOOK)/bin/python constraints/check_notebook.py
+	$(NOTEBOOK)/bin/python -m pip install --quiet --constraint constraints/notebook.txt --editable .
+	OMP_NUM_THREADS=1 $(NOTEBOOK)/bin/python -m pytest -n 2 tests/test_extractor.py tests/test_fine_tuning.py \
+		tests/test_cache.py tests/test_sklearn_checks.py tests/test_store.py $(PYTEST_ARGS)
+
 # What can depend on the processor and on the number of threads, as on older and other ones.
 # MKL heeds MKL_ENABLE_INSTRUCTIONS on Intel's processors alone, MKL_CBWR on all.
 NUMERIC := tests/test_sklearn_checks.py tests/test_extractor.py tests/test_fine_tuning.py tests/test_fine_tuning_tools.py \
@@ -49,11 +74,15 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Whether what would be published is complete, and installs on the Pythons to come.
+release: $(READY)
+	$(BIN)/python constraints/check_release.py
+
 # make bench [BENCH_ARGS="--only extraction --write"]
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(NOTEBOOK) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

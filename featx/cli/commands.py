@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from featx._version import __version__
 from featx.cli.cache import cache
 from featx.cli.check import check
 from featx.cli.demo import demo
@@ -16,6 +15,13 @@ from featx.cli.outcomes import Program
 from featx.cli.predict import predict
 from featx.cli.search import search
 from featx.cli.similar import similar
+from featx.cli.versions import versions
+
+
+def _tell_versions(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(versions())
+        context.exit()
 
 
 @click.group(
@@ -23,7 +29,14 @@ from featx.cli.similar import similar
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=example("featx demo"),
 )
-@click.version_option(__version__, prog_name="featx")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_tell_versions,
+    help="Show the releases of featx and of what it stands on, and exit.",
+)
 def featx() -> None:
     """Transfer learning with your own photos: pretrained networks, without a line of code.
 
