@@ -33,22 +33,11 @@ def differences(wheel: Path) -> set[str]:
     return packed ^ set(tracked.split())
 
 
-def requirements_on(python: str) -> int | None:
+def requirements_on(python: str, wheel: Path) -> int | None:
     """How many packages ``pip install "featx[all]"`` takes there, all from wheels; None where one has none."""
     on = ["--python-version", python, "--python-platform", "x86_64-manylinux_2_28", "--only-binary", ":all:"]
-    command = [
-        sys.executable,
-        "-m",
-        "uv",
-        "pip",
-        "compile",
-        "setup.cfg",
-        "--extra",
-        "all",
-        "--no-header",
-        "--no-annotate",
-    ]
-    done = subprocess.run([*command, "--quiet", *on], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "uv", "pip", "compile", "-", "--no-header", "--no-annotate", "--quiet", *on]
+    done = subprocess.run(command, input=f"featx[all] @ {wheel.as_uri()}", capture_output=True, text=True)
     return len(done.stdout.splitlines()) if done.returncode == 0 else None
 
 
@@ -65,10 +54,10 @@ def main() -> None:
         print(f"{wheel.name}: {len(different)} files differ from the package's", *sorted(different))
         wrong |= bool(different)
         for python in arguments.python:
-            count = requirements_on(python)
+            count = requirements_on(python, wheel)
             print(
                 f"Python {python}:",
-                "a requirement has no wheel" if count is None else f"{count} requirements, each with a wheel",
+                "a requirement has no wheel" if count is None else f"{count} packages, each with a wheel",
             )
             wrong |= count is None
     sys.exit(wrong)
