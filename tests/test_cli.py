@@ -405,7 +405,7 @@ def test_network_in_a_checkpoint_is_chosen_by_what_the_error_says(photos: Path, 
     torch.save(states, tmp_path / name)
     words = ["extract", photos, "-o", tmp_path / "f.npy", *MICRO, "--weights"]
     (line,) = run(*words, tmp_path / name, code=1).stderr.splitlines()
-    told = shlex.split(line.rpartition("as in --weights ")[2].removesuffix("."))
+    told = shlex.split(line.rpartition("by its key: --weights ")[2].removesuffix("."))
     assert told == [f"{tmp_path / name}#model"]
     run(*words, *told)
     chosen = PretrainedFeatureExtractor("featx_micro", weights=(tmp_path / name, "model"), on_error="nan")
