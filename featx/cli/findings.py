@@ -141,7 +141,7 @@ class Findings:
 
     def copies_line(self) -> str:
         """How many copies there are of each kind, in one line; empty without any."""
-        return "; ".join(told for told, _ in self._copies_told())
+        return "; ".join(told for told, _ in self._copies_told()).capitalize()
 
     def _copies_told(self) -> Iterator[tuple[str, str]]:
         """Each kind of copies, counted, and an example."""

@@ -268,7 +268,12 @@ _traceback = click.option(
     "--traceback", is_flag=True, expose_value=False, help="Show where in the code an error comes from."
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, for scripts.")
-_quiet = click.option("--quiet", "-q", is_flag=True, help="No progress bars and notes.")
+_quiet = click.option(
+    "--quiet",
+    "-q",
+    is_flag=True,
+    help="No progress bars, notes and advice: results alone, and what was lost for them, such as unreadable photos.",
+)
 _strict = click.option(
     "--strict",
     is_flag=True,
