@@ -53,10 +53,13 @@ def cut_short(path: Path) -> None:
 _KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "unreadable": (lambda root: cut_short(root / "train/a/0.jpg"), "Unreadable: 1"),
     "missing": (lambda root: (root / "train/a/gone.jpg").symlink_to("nowhere"), "Unreadable: 1"),
-    "copy": (lambda root: shutil.copy(root / "val/b/1.jpg", root / "val/b/x.png"), "Exact copies: 1 photo, such as"),
-    "linked": (lambda root: (root / "val/b/x.jpg").symlink_to("1.jpg"), "Exact copies: 1 photo, such as"),
-    "classes": (lambda root: shutil.copy(root / "val/b/1.jpg", root / "val/a/x.jpg"), "Under several classes: 1 photo"),
-    "splits": (lambda root: shutil.copy(root / "val/b/1.jpg", root / "train/b/x.jpg"), "In several splits: 1 photo"),
+    "copy": (lambda root: shutil.copy(root / "val/b/1.jpg", root / "val/b/x.png"), "Exact copies: 2 files of"),
+    "linked": (lambda root: (root / "val/b/x.jpg").symlink_to("1.jpg"), "Exact copies: 2 files of"),
+    "classes": (
+        lambda root: shutil.copy(root / "val/b/1.jpg", root / "val/a/x.jpg"),
+        "Under several classes: 2 files of",
+    ),
+    "splits": (lambda root: shutil.copy(root / "val/b/1.jpg", root / "train/b/x.jpg"), "In several splits: 2 files of"),
     "left out": (lambda root: (root / "val/b/x.svg").touch(), "Left out: 1 .svg (no picture format"),
     "beside": (lambda root: put(root / "val/x.jpg"), "Left out: 1 .jpg (pictures beside the class folders)"),
     "few": (lambda root: (root / "val/b/1.jpg").unlink(), "Fewer than 3 photos:"),
@@ -103,13 +106,47 @@ def test_photos_are_read_as_other_commands_read_them(tmp_path: Path) -> None:
     assert "Nothing is wrong." in run(tmp_path, "--pixel-range", "0,7", "--strict").stdout
 
 
+def put_deep(path: Path, top: int) -> None:
+    path.write_bytes(encode(np.linspace(0, top, 144, dtype=np.uint16).reshape(12, 12), "PNG"))
+
+
 @pytest.mark.filterwarnings("always:.*more than 8 bits")
-def test_photos_far_too_dark_are_told(tmp_path: Path) -> None:
-    (tmp_path / "0.png").write_bytes(encode(RNG.integers(0, 4096, (12, 12), dtype=np.uint16), "PNG"))
-    told = run(tmp_path).stderr
-    assert told.startswith("Warning: The images with more than 8 bits have values")
-    assert "--pixel-range 0,4095" in told
-    assert not run(tmp_path, "--pixel-range", "0,4095").stderr
+def test_photos_far_too_dark_are_told_and_wrong_whatever_lies_beside_them(tmp_path: Path) -> None:
+    put_deep(tmp_path / "0.png", 4095)
+    alone = run(tmp_path, "--strict", code=1)
+    assert f"Little of the range used: 1 photo, such as {tmp_path / '0.png'}\n" in alone.stdout
+    assert "Warning: 1 of 1 images with more than 8 bits uses" in alone.stderr
+    assert "--pixel-range 0,4095" in alone.stderr
+    assert not run(tmp_path, "--pixel-range", "0,4095", "--strict").stderr
+    put_deep(tmp_path / "1.png", 65535)
+    put(tmp_path / "2.jpg")
+    beside = json.loads(run(tmp_path, "--json", "--strict", code=1).stdout)
+    assert (beside["little_range"], beside["n_problems"]) == ([str(tmp_path / "0.png")], 1)
+
+
+@pytest.mark.filterwarnings("always:.*beyond pixel_range")
+def test_photos_beyond_the_range_are_told_and_wrong(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, top in (("0.png", 4095), ("1.png", 16383)):
+        put_deep(photos / name, top)
+    found = run(photos, "--pixel-range", "0,4095", "--strict", "-o", tmp_path / "found.csv", code=1)
+    assert f"Values beyond the range: 1 photo, such as {photos / '1.png'}\n" in found.stdout
+    assert "1 image has values from 0 to 16383, beyond --pixel-range 0,4095," in found.stderr
+    assert "such as --pixel-range 0,16383" in found.stderr
+    with open(tmp_path / "found.csv", newline="") as file:
+        assert [*csv.reader(file)][1:] == [[str(photos / "1.png"), "values beyond the range", ""]]
+    run(photos, "--pixel-range", "0,16383", "--strict")
+
+
+def test_copies_are_counted_as_files_and_as_the_photos_that_they_are_of(tmp_path: Path) -> None:
+    fill(tmp_path)
+    for name in ("a/0 again.jpg", "a/0 twice.jpg"):
+        shutil.copy(tmp_path / "a/0.jpg", tmp_path / name)
+    shutil.copy(tmp_path / "b/0.jpg", tmp_path / "b/0 again.jpg")
+    told = run(tmp_path, "--fewest", 0).stdout
+    assert "Exact copies: 5 files of 2 photos, such as" in told
+    assert "classes:" not in told
 
 
 def test_nothing_is_changed_and_nothing_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

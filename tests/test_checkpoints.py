@@ -291,7 +291,7 @@ def test_names_of_authors_with_other_classes_and_an_average_are_no_special_case(
     loaded = numbers(without_head(loaded_by(put({"model": other}, tmp_path / "w"), "timm/test_convnext"), ("head.fc",)))
     assert loaded == numbers(without_head(model, ("head.fc",)))
     path = put({"model": as_published(model), "ema": as_published(average)}, tmp_path / "both")
-    with pytest.raises(WeightsError, match=r"2 of different tensors, under 'model', 'ema'"):
+    with pytest.raises(WeightsError, match=r"2 of different tensors, under the keys 'model', 'ema'"):
         loaded_by(path, "timm/test_convnext")
     assert numbers(loaded_by((path, "ema"), "timm/test_convnext")) == numbers(average)
 
@@ -566,6 +566,47 @@ def test_key_that_the_file_does_not_have_is_an_error_that_names_those_it_has(tmp
     for wrong in ((path,), (path, 3), (path, "a", "b"), 3):
         with pytest.raises((WeightsError, ValueError), match="weights"):
             extractor(wrong).transform(IMAGES)
+
+
+@pytest.mark.parametrize("content", ["published", "authors"])
+def test_keys_that_an_error_names_can_be_typed_as_they_stand_there(tmp_path: Path, content: str) -> None:
+    backbone = "timm/test_convnext" if content == "authors" else MICRO
+    state = numbered(backbone)
+    inner = as_published(state) if content == "authors" else state
+    path = put({"state_dict": {"ema_model": inner, "other": {"x": torch.ones(2)}}, "epoch": 3}, tmp_path / "last.ckpt")
+    with pytest.raises(WeightsError, match=r"Take one of 'state_dict\.ema_model'\.$"):
+        loaded_by((path, "ema_model"), backbone)
+    assert numbers(loaded_by((path, "state_dict.ema_model"), backbone)) == numbers(state)
+
+
+def test_key_of_a_file_without_keys_is_told_to_be_left_out(tmp_path: Path) -> None:
+    path = put(numbered(MICRO), tmp_path / "w")
+    with pytest.raises(WeightsError, match=r"Take none: weights='.*w'\.$"):
+        loaded_by((path, "model"))
+    loaded_by(str(path))
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "weights", "a#b"])
+def test_file_and_key_in_one_text_are_told_to_be_a_pair(tmp_path: Path, name: str) -> None:
+    path = put({"ema": numbered(MICRO)}, tmp_path / name)
+    with pytest.raises(WeightsError, match="Pass them as a pair") as caught:
+        loaded_by(f"{path}#ema")
+    (pair,) = re.findall(r"weights=(\(.*\))\.$", str(caught.value))
+    assert eval(pair) == (str(path), "ema")
+    loaded_by(eval(pair))
+
+
+def test_weights_of_another_network_say_first_what_to_do_and_then_a_few_names(tmp_path: Path) -> None:
+    path = put({"state_dict": numbered("resnet50")}, tmp_path / "w")
+    with pytest.raises(WeightsError) as caught:
+        loaded_by(path, "resnet18")
+    first, _, rest = str(caught.value).replace(str(path), "w").partition(" What differs under 'state_dict' is ")
+    assert first == (
+        "Weights for resnet18 are expected, got weights='w', which do not fit it. Name the backbone that they were "
+        "made for, or pass a file for this one."
+    )
+    assert re.search(r"unexpected: \S+, \S+, \S+ and \d+ more", rest)
+    assert len(rest) < 400
 
 
 # Recipes

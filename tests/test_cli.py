@@ -27,6 +27,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import colours, damaged_png, encode, photo, png_header
+from safetensors.torch import save_file
 
 from featx import FeatureStore, PretrainedFeatureExtractor, list_layers
 from featx.activations.kept import windows
@@ -392,9 +393,40 @@ def test_files_that_are_no_models_are_told_in_one_line(photos: Path, tmp_path: P
     joblib.dump({"a": 1}, tmp_path / "dict.joblib")
     (tmp_path / "words.joblib").write_text("words")
     (tmp_path / "words.safetensors").write_text("words")
-    for name in ("dict.joblib", "words.joblib", "words.safetensors"):
+    save_file({"w": torch.zeros(2)}, tmp_path / "tensors.safetensors")
+    assert "it holds tensors alone" in run("predict", tmp_path / "tensors.safetensors", photos, code=1).stderr
+    for name in ("dict.joblib", "words.joblib", "words.safetensors", "tensors.safetensors"):
         (line,) = run("predict", tmp_path / name, photos, code=1).stderr.splitlines()
         assert name in line
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_checkpoint_in_the_place_of_a_model_is_told_what_it_is_for(photos: Path, tmp_path: Path, old: bool) -> None:
+    state = PretrainedFeatureExtractor("featx_micro")._spec().load("cpu", torch.float32).module.state_dict()
+    path = tmp_path / "it's last.ckpt"
+    torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=not old)
+    (line,) = run("predict", path, photos, code=1).stderr.splitlines()
+    assert f"got {path}, a checkpoint of torch's. Learn with it first: featx fit photos/ -o" in line
+    assert "Unpickling" not in line
+    words = shlex.split(line.partition("Learn with it first: featx ")[2])
+    words[words.index("NAME")], words[words.index("photos/")] = "featx_micro", str(photos)
+    words[words.index("model.joblib")] = str(tmp_path / "m.joblib")
+    run(*words)
+    run("predict", tmp_path / "m.joblib", photos)
+
+
+@pytest.mark.parametrize("fine_tune", [(), ("--fine-tune", "--epochs", 1, "--folds", 2)])
+def test_model_whose_weights_are_gone_says_where_to_put_them(photos: Path, tmp_path: Path, fine_tune: tuple) -> None:
+    state = PretrainedFeatureExtractor("featx_micro")._spec().load("cpu", torch.float32).module.state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    model = tmp_path / "m.joblib"
+    run("fit", photos, "-o", model, *MICRO, "--weights", tmp_path / "w.pth", *fine_tune)
+    (tmp_path / "w.pth").rename(tmp_path / "moved.pth")
+    (line,) = run("predict", model, photos, "--no-cache", code=1).stderr.splitlines()
+    assert f"is expected at {tmp_path / 'w.pth'}, where it is no more. Put it there again, or a link to it" in line
+    assert "Correct the path" not in line
+    (tmp_path / "w.pth").symlink_to("moved.pth")
+    run("predict", model, photos, "--no-cache")
 
 
 def test_network_in_a_checkpoint_is_chosen_by_what_the_error_says(photos: Path, tmp_path: Path) -> None:
@@ -405,7 +437,7 @@ def test_network_in_a_checkpoint_is_chosen_by_what_the_error_says(photos: Path, 
     torch.save(states, tmp_path / name)
     words = ["extract", photos, "-o", tmp_path / "f.npy", *MICRO, "--weights"]
     (line,) = run(*words, tmp_path / name, code=1).stderr.splitlines()
-    told = shlex.split(line.rpartition("as in --weights ")[2].removesuffix("."))
+    told = shlex.split(line.rpartition("by its key: --weights ")[2].removesuffix("."))
     assert told == [f"{tmp_path / name}#model"]
     run(*words, *told)
     chosen = PretrainedFeatureExtractor("featx_micro", weights=(tmp_path / name, "model"), on_error="nan")
@@ -433,6 +465,66 @@ def test_model_from_a_checkpoint_tells_which_file_it_reads(photos: Path, tmp_pat
 
 
 # What comes out
+
+
+def test_fit_counts_copies_in_one_line_and_learns_the_same(photos: Path, tmp_path: Path) -> None:
+    shutil.copy(photos / "red" / "0.jpg", photos / "blue" / "again.jpg")
+    shutil.copy(photos / "red" / "1.jpg", photos / "red" / "again.jpg")
+    for i in range(2):
+        (photos / "blue" / f"empty {i}.jpg").touch()  # alike, and no photos
+    for more in ((), ("--fine-tune", "--epochs", 1, "--folds", 2)):
+        told = run("fit", photos, "-o", tmp_path / "m.joblib", *MICRO, *more).stderr.splitlines()
+        (line,) = [line for line in told if line.startswith("Exact copies")]
+        assert line == (
+            "Exact copies: 4 files of 2 photos; under several classes: 2 files of 1 photo (featx check -o FILE lists "
+            "them)."
+        )
+        assert "Exact copies" not in run("fit", photos, "-o", tmp_path / "m.joblib", *MICRO, *more, "-q").stderr
+
+
+def test_quiet_leaves_out_advice_and_tells_what_is_lost(photos: Path, tmp_path: Path) -> None:
+    (photos / "red" / "cut.jpg").write_bytes(b"\xff\xd8\xff")
+    for words in (
+        ["fit", photos, "-o", tmp_path / "m.joblib", *MICRO],
+        ["search", photos, "--backbones", "featx_micro", "--layers", "-1"],
+    ):
+        loud, quiet = run(*words), run(*words, "--quiet")
+        assert "Next: featx " in loud.stdout
+        assert "Next: " not in quiet.output
+        assert "cut.jpg: truncated or damaged JPEG" in quiet.stderr
+        results, _, _ = loud.stdout.partition("Next: ")
+        assert results.rstrip() == quiet.stdout.rstrip()
+
+
+def test_score_is_the_share_of_photos_in_the_folder_of_their_class(photos: Path, tmp_path: Path) -> None:
+    run("fit", photos, "-o", tmp_path / "m.joblib", *MICRO)
+    test = tmp_path / "test"
+    for name, source in (("red", "red"), ("blue", "red"), ("blue", "blue")):
+        (test / name / source).mkdir(parents=True)
+        for i in range(2):
+            shutil.copy(photos / source / f"{i}.jpg", test / name / source)
+    (test / "red" / "cut.jpg").write_bytes(b"\xff\xd8\xff")
+    words = ["predict", tmp_path / "m.joblib", test, "--score"]
+    labels = {row["path"]: row["label"] for row in run_json(*words[:-1])["predictions"]}
+    right = [Path(path).relative_to(test).parts[0] == label for path, label in labels.items() if label is not None]
+    assert len(right) == 6
+    assert not all(right)
+    found = run_json(*words)
+    assert (found["accuracy"], found["n_right"]) == (sum(right) / 6, sum(right))
+    told = run(*words, "-o", tmp_path / "labels.csv").stdout.splitlines()
+    assert told[-1] == f"Accuracy {sum(right) / 6:.3f} ({sum(right)} of 6 photos)"
+    assert len((tmp_path / "labels.csv").read_text().splitlines()) == 1 + 7
+    assert run(*words).stdout.splitlines() == told[-1:]
+
+
+def test_score_needs_the_folders_of_the_models_classes(photos: Path, tmp_path: Path) -> None:
+    run("fit", photos, "-o", tmp_path / "m.joblib", *MICRO)
+    words = ["predict", tmp_path / "m.joblib", "--score"]
+    assert "One folder with" in run(*words, photos / "red", photos / "blue", code=2).stderr
+    (photos / "blue").rename(photos / "green")
+    shutil.copy(photos / "red" / "0.jpg", photos / "beside.jpg")
+    told = run(*words, photos, code=1).stderr
+    assert f"model's classes (blue, red) alone are expected with --score, got beside.jpg, green in {photos}" in told
 
 
 def test_model_is_an_ordinary_pipeline_with_the_labels_of_predict(photos: Path, tmp_path: Path) -> None:

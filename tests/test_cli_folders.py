@@ -132,7 +132,15 @@ def test_classes_are_names_even_where_they_are_numbers(tmp_path: Path) -> None:
     assert f"featx fit {folder} --classes test,007,9 -o model.joblib" in result.stdout
     assert "1 folder (no picture of '9')" in result.stderr
     failed = run("search", folder, "--backbones", "featx_micro", "--classes", "test", code=1).stderr
-    assert f"with '007' too. If they are, name them: {folder} --classes test,007" in failed
+    assert f"with '007' too. Name all of them: {folder} --classes test,007" in failed
+
+
+def test_classes_spelt_wrongly_are_told_what_may_be_meant(tmp_path: Path) -> None:
+    folder = put(tmp_path / "photos", *(f"{name}/{i}.png" for name in ("ants", "bees") for i in range(2)))
+    options = ["-o", tmp_path / "m.joblib", *MICRO, "--layers", "-1", "--json"]
+    failed = run("fit", folder, "--classes", "ants,Beees", *options, code=1).stderr
+    (line,) = re.findall(r"Did you mean 'bees' in place of 'Beees'\? Name them: (.*?)\. To leave out", failed)
+    assert json.loads(run("fit", *shlex.split(line), *options).stdout)["classes"] == ["ants", "bees"]
 
 
 def test_commands_follow_links_as_the_library_does(tmp_path: Path) -> None:

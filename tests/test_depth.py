@@ -178,7 +178,7 @@ def test_pixel_range_is_one_of_the_values_in_a_file_that_has_its_own_white(name,
 def test_advice_for_a_file_that_has_its_own_white_is_of_its_values(name):
     values = rgb(400) if "ppm" in name else np.repeat(rgb(400, bands=1), 3, axis=2)
     (message,) = told(lambda: MICRO.transform([OF_12_BITS[name](values)]))
-    assert "from 0 to 400, less than an eighth of 0 to 4095" in message
+    assert "less than an eighth of 0 to 4095 (values from 0 to 400)" in message
     assert "such as pixel_range=(0, 511)." in message
 
 
@@ -311,8 +311,64 @@ def test_files_that_use_an_eighth_of_their_range_are_not_told(top):
     assert told(lambda: MICRO.transform([png_16_bit(rgb(top))])) == []
 
 
-def test_dark_files_beside_bright_ones_are_not_told():
-    assert told(lambda: MICRO.transform([png_16_bit(rgb(4095)), png_16_bit(rgb())])) == []
+def test_dark_files_are_told_whatever_lies_beside_them():
+    X = [png_16_bit(rgb(4095)), png_16_bit(rgb()), encode(photo(), "JPEG")]
+    (message,) = told(lambda: MICRO.transform(X))
+    assert message.startswith("1 of 2 images with more than 8 bits uses less")
+    assert "such as pixel_range=(0, 4095)." in message
+
+
+@pytest.mark.parametrize("error", ["raise", "nan"])
+def test_dark_files_count_once_however_often_they_are_decoded(error, tmp_path):
+    model = FineTuneClassifier("featx_micro", freeze=0, epochs=2, on_error=error, random_state=0)
+    (message,) = told(lambda: model.fit(dark_files(tmp_path, 3), [0, 1, 0]))
+    assert message.startswith("3 of 3 images")
+
+
+# Values beyond a range that is given.
+
+
+def beyond(call) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [str(warning.message) for warning in caught if "beyond pixel_range" in str(warning.message)]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [png_16_bit, tiff, lambda values: values, lambda values: values.astype(np.float64), Image.fromarray],
+    ids=["png", "tiff", "array", "floats", "pil"],
+)
+def test_values_beyond_a_range_that_is_given_are_told_once_a_call_with_their_number(make):
+    X = [make(rgb(top)[..., 0] if make is Image.fromarray else rgb(top)) for top in (1023, 4095, 4095)]
+    narrow = clone(MICRO).set_params(pixel_range=(0, 1023), batch_size=1)
+    (message,) = beyond(lambda: narrow.transform(X))
+    assert message.startswith("2 images have values from 0 to 4095, beyond pixel_range=(0, 1023)")
+    assert "such as pixel_range=(0, 4095), or clip them." in message
+    assert beyond(lambda: clone(narrow).set_params(pixel_range=(0, 4095)).transform(X)) == []
+    assert beyond(lambda: narrow.transform([encode(photo(), "PNG")])) == []
+
+
+def test_values_that_rounding_puts_beyond_a_range_are_not_told():
+    values = np.linspace(-0.005, 1.005, 3 * HEIGHT * WIDTH).reshape(HEIGHT, WIDTH, 3)
+    assert beyond(lambda: clone(MICRO).set_params(pixel_range=(0, 1)).transform([values])) == []
+
+
+def test_rows_of_numbers_may_lie_beyond_a_range():
+    """scikit-learn's own checks draw them."""
+    rows = clone(MICRO).set_params(pixel_range=(0, 1), image_shape=(8, 8))
+    assert beyond(lambda: rows.transform(np.full((2, 64), 7.0))) == []
+
+
+def test_shards_tell_of_values_beyond_a_range_once_with_their_number(tmp_path):
+    (tmp_path / "photos").mkdir()
+    dark_files(tmp_path / "photos", 6)
+    narrow = clone(MICRO).set_params(pixel_range=(0, 1023))
+    from featx.distributed import extract
+
+    (message,) = beyond(lambda: extract(narrow, tmp_path / "photos", tmp_path / "out", shard_size=2))
+    assert message.startswith("6 images have")
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -490,6 +546,7 @@ def computed(features: PretrainedFeatureExtractor, paths: list[str]) -> tuple[np
 @pytest.mark.parametrize(
     "data", [DEEP["pgm"], DEEP["ppm"], FOUR_BANDS["webp"], DEEP["tiff"]], ids=["pgm", "ppm", "webp", "tiff"]
 )
+@pytest.mark.filterwarnings("ignore:.*beyond pixel_range")
 def test_file_that_could_not_be_opened_once_is_read_as_asked_later(data, tmp_path, monkeypatch):
     monkeypatch.setattr("featx.store.index.TRUST_AFTER_S", 0.0)  # of files that were just written
     (tmp_path / "file").write_bytes(data)
@@ -574,7 +631,7 @@ def run(*words: object) -> Result:
     return result
 
 
-@pytest.mark.filterwarnings("always:The images with more than 8 bits")
+@pytest.mark.filterwarnings("always:.*images with more than 8 bits")
 def test_command_line_follows_the_advice_that_it_gives(tmp_path, monkeypatch):
     monkeypatch.setenv("FEATX_CACHE", str(tmp_path / "cache"))
     (tmp_path / "photos").mkdir()

@@ -287,6 +287,44 @@ def test_classes_of_splits_asked_of_the_folder_above_lead_into_a_split(tmp_path)
     assert eval(lines_in(str(error.value))[0]).target_names == ["ants", "bees"]
 
 
+@pytest.mark.parametrize(
+    ("classes", "meant"),
+    [
+        (["ant", "bees", "wasps"], "'ants' in place of 'ant'"),
+        (["wasp", "ants", "Beess"], "'wasps' in place of 'wasp', 'bees' in place of 'Beess'"),
+    ],
+)
+def test_classes_that_are_spelt_otherwise_are_told_what_may_be_meant(tmp_path, classes, meant):
+    fill(tmp_path, "ants/1.jpg", "bees/1.jpg", "wasps/1.jpg")
+    with pytest.raises(ValueError, match=f"Did you mean {meant}") as error:
+        load_image_folder(tmp_path, classes=classes)
+    assert sorted(eval(lines_in(str(error.value))[0]).target_names) == ["ants", "bees", "wasps"]
+
+
+def test_subset_of_the_classes_is_told_how_it_is_taken(tmp_path):
+    fill(tmp_path, "ants/1.jpg", "bees/1.jpg", "wasps/1.jpg")
+    with pytest.raises(ValueError, match="To leave out a folder, move it elsewhere") as error:
+        load_image_folder(tmp_path, classes=["ants", "bees"])
+    assert "Did you mean" not in str(error.value)
+    (tmp_path / "wasps" / "1.jpg").unlink()
+    assert load_image_folder(tmp_path, classes=["ants", "bees"]).target_names == ["ants", "bees"]
+
+
+def test_advice_for_splits_names_classes_and_splits_with_pictures_alone(tmp_path):
+    fill(tmp_path, "dev/ants/notes.txt", "train/ants/1.jpg", "train/bees/1.jpg", "train/labels/1.txt", "val/ants/1.jpg")
+    (tmp_path / "train" / "empty").mkdir()
+    for given in ({}, {"classes": ["ants", "bees"]}):
+        with pytest.raises(ValueError, match=r"move '[^']*labels' elsewhere and read one at a time") as error:
+            load_image_folder(tmp_path, **given)
+        line = lines_in(str(error.value))[0]
+        with pytest.raises(ValueError, match="with 'labels' too"):
+            eval(line)
+        (tmp_path / "train" / "labels").rename(tmp_path / "labels")
+        assert eval(line).target_names == ["ants", "bees"]
+        assert len(eval(line).data) == 2
+        (tmp_path / "labels").rename(tmp_path / "train" / "labels")
+
+
 @pytest.mark.parametrize("classes", ["ants", [], ["ants", "ants"], ["ants", 1], {"ants", "bees"}, 3])
 def test_classes_are_a_list_of_different_names(photos, classes):
     with pytest.raises(ValueError, match=r"A list of different names .* got classes="):

@@ -40,8 +40,8 @@ class Extraction:
     max_pixels, batch_size, n_jobs, on_error, verbose
         As in PretrainedFeatureExtractor.
     warns : bool, default=True
-        Whether one warning counts the unreadable images, of which the blocks tell in any case, and another tells where
-        values use little of their range.
+        Whether one warning counts the unreadable images, of which the blocks tell in any case, and another those whose
+        values use little of their range or lie beyond it.
     """
 
     items: Items
@@ -138,7 +138,7 @@ class Extraction:
 
     @contextmanager
     def _counting(self) -> Iterator[tuple[_Tick, list[ImageError]]]:
-        """The progress bar, and at the end warnings that count images without features, and far too dark ones."""
+        """The progress bar, and at the end warnings that count images without features, and badly ranged ones."""
         errors: list[ImageError] = []
         label = self.recipe.spec.backbone.label
         with tqdm(total=len(self.items), unit="img", desc=label, disable=not self.verbose) as bar:

@@ -38,3 +38,17 @@ def path_in(address: Address) -> str:
     if address is None:
         return ""
     return address if isinstance(address, str) else address[0]
+
+
+def split_address(text: str) -> Address:
+    """What ``FILE#KEY`` means: a key of the file's content, unless there is a file of that whole name.
+
+    Returns
+    -------
+    address : str or (str, str)
+        The text as it is where there is no such file.
+    """
+    pieces = text.split("#")
+    splits = (("#".join(pieces[:i]), "#".join(pieces[i:])) for i in range(len(pieces) - 1, 0, -1))
+    found = () if os.path.isfile(text) else ((file, key) for file, key in splits if os.path.isfile(file))
+    return next(iter(found), text)

@@ -88,6 +88,13 @@ def read_checkpoint(path: str) -> dict[str, torch.Tensor]:
     return found
 
 
+def is_written_by_torch(path: str) -> bool:
+    """Whether a file is one that ``torch.save`` writes, or wrote, by its first bytes."""
+    with open(path, "rb") as file:
+        head = file.read(_HEAD_BYTES)
+    return head.startswith(_ZIP) or _TORCH_PICKLE in head
+
+
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors are equal to the bit, not-a-numbers included."""
     if one.dtype != other.dtype or one.shape != other.shape:

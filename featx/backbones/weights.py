@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from featx.backbones.addresses import Address, plain_address
+from featx.backbones.addresses import Address, plain_address, split_address
 from featx.backbones.catalogue import Backbone
 from featx.backbones.checkpoints import read_checkpoint
 from featx.backbones.entries import ParametersMadeWith, entry_of, preset_from
@@ -23,6 +23,9 @@ from featx.backbones.timm_models import PREFIX
 from featx.exceptions import WeightsError
 from featx.images.preprocessing import Preset
 from featx.system.randomness import private_generator
+
+# Names of each kind that a message shows of a file that does not fit.
+_FEW = 3
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def resolve_weights(backbone: Backbone, weights: object) -> Weights:
 
 
 def _looks_like_path(text: str) -> bool:
-    return "." in text or os.sep in text or "/" in text
+    return "." in text or os.sep in text or "/" in text or isinstance(split_address(text), tuple)
 
 
 def _file(path: str) -> str:
@@ -121,6 +124,11 @@ def _file(path: str) -> str:
         raise WeightsError(
             f"The path of a file of tensors is expected, got weights={path!r}, which is a folder. Name the file in it"
             f"{_listed(sorted(os.listdir(path))[:3])}."
+        )
+    if isinstance(address := split_address(path), tuple):
+        raise WeightsError(
+            f"The path of a file of tensors is expected, got weights={path!r}, a file and a key of its content. Pass "
+            f"them as a pair: weights={address}."
         )
     if not os.path.isfile(path):
         raise WeightsError(_no_such_file(path))
@@ -247,38 +255,49 @@ def _reading_of(found: Mapping[str, torch.Tensor], module: nn.Module, backbone: 
         found = {backbone.family.renamed(name): tensor for name, tensor in found.items()}
     own = {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
     demand = Demand(own, () if backbone.entry is None else backbone.entry.head)
+    entry = backbone.entry
+
+    def fitting_under(place: str | None) -> list[Reading]:
+        fitting = [reading for reading in readings_of(found, demand, place) if reading.fits]
+        if fitting or entry is None:
+            return fitting
+        return rearranged(found, demand, place, lambda state: entry.rearranged(state, module))
+
     readings = readings_of(found, demand, weights.place)
-    fitting = [reading for reading in readings if reading.fits]
-    if not fitting and (entry := backbone.entry) is not None:
-        fitting = rearranged(found, demand, weights.place, lambda state: entry.rearranged(state, module))
     if not readings:
-        tops = dict.fromkeys(name.partition(".")[0] for name in found)
-        raise WeightsError(
-            f"A key of the content of {weights.name!r} is expected, got weights={weights.given!r}. Take one of "
-            f"{_shorten([*map(repr, tops)])}, or one with dots for what lies deeper."
-        )
+        raise _no_such_key([reading.place for reading in fitting_under(None)], found, weights)
+    fitting = fitting_under(weights.place)
     if not fitting:
         raise _does_not_fit(readings[0], backbone, weights)
     reading = fullest_of_agreeing(fitting)
     if reading is None:
         places = [repr(reading.place) for reading in fitting]
         raise WeightsError(
-            f"One network that fits {backbone.label} is expected, got weights={weights.given!r} with {len(places)} of "
-            f"different tensors, under {_shorten(places)}. Choose one, as in "
+            f"A file with one network for {backbone.label} is expected, got weights={weights.given!r}, which holds "
+            f"{len(places)} of different tensors, under the keys {_shorten(places)}. Choose one by its key: "
             f"weights={(weights.name, fitting[0].place)}."
         )
     return reading
 
 
+def _no_such_key(fitting: list[str], found: Mapping[str, torch.Tensor], weights: Weights) -> WeightsError:
+    """That a file holds nothing under a key, with those that can be typed: of networks that fit, or else of all."""
+    keys = fitting or [*dict.fromkeys(name.partition(".")[0] for name in found)]
+    way = f"Take one of {_shorten([*map(repr, keys)])}" if any(keys) else f"Take none: weights={weights.name!r}"
+    return WeightsError(f"A key of the content of {weights.name!r} is expected, got weights={weights.given!r}. {way}.")
+
+
 def _does_not_fit(reading: Reading, backbone: Backbone, weights: Weights) -> WeightsError:
-    listed = "; ".join(f"{kind}: {_shorten(names)}" for kind, names in reading.problems.items() if names)
+    kinds = {kind: names for kind, names in reading.problems.items() if names}
+    listed = "; ".join(f"{kind}: {_shorten(names, _FEW)}" for kind, names in kinds.items())
     under = f" under {reading.place!r}" if reading.place else ""
     entry = backbone.entry
     resizable = entry is not None and entry.fixed_size and entry.is_resizable and reading.problems["of another shape"]
     side = ", set image_size to the side of the images that they were made for" if resizable else ""
     return WeightsError(
-        f"Weights for {backbone.label} are expected, got weights={weights.given!r} with keys{under} {listed}. Name the "
-        f"backbone that they were made for{side}, or pass a file for this one."
+        f"Weights for {backbone.label} are expected, got weights={weights.given!r}, which do not fit it. "
+        f"Name the backbone that they were made for{side}, or pass a file for this one. What differs{under} is "
+        f"{listed}."
     )
 
 

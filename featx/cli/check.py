@@ -18,7 +18,7 @@ from featx.exceptions import ImageError
 from featx.images import Items, as_items
 from featx.images.formats import choose
 from featx.images.parts import list_parts, photos_of
-from featx.images.reading import PixelRange
+from featx.images.reading import BEYOND, LITTLE, PixelRange
 from featx.images.walk import left_out_of, told
 
 # Two for each of the five folds that featx fit makes.
@@ -62,8 +62,9 @@ def check(
 
     A folder holds one subfolder per class, or splits (train, val, test, ...) that do, or photos alone; several folders
     are splits. Told are photos that cannot be read; exact copies, which are files of the same bytes, and those of them
-    that lie under several classes or in several splits; files that are taken for no photos; and classes with few
-    photos.
+    that lie under several classes or in several splits; photos of more than 8 bits that use little of the range of
+    values that is read (--pixel-range), or go beyond it; files that are taken for no photos; and classes with few
+    photos. Of copies both are counted: the files, and the photos that they are of.
     """
     choice = choose()
     parts = [part for folder in folders for part in list_parts(folder, choice)]
@@ -84,6 +85,7 @@ def check(
         console.broken,
         left_out,
         fewest,
+        *([photos[row][0] for row in items.reading.seen.rows(kind)] for kind in (LITTLE, BEYOND)),
     )
     for line in findings.lines():
         console.say(line)

@@ -13,6 +13,14 @@ from featx.cli.outcomes import Broken, shown
 from featx.images.walk import LeftOut, told
 
 _MOST_TOLD = 8
+#: Groups of exact copies, by attribute of `Findings`, as they are told.
+_COPIES = {
+    "copies": "Exact copies",
+    "under_classes": "Under several classes",
+    "in_splits": "In several splits",
+}
+#: Photos whose values lie badly in the range that is read, by attribute of `Findings`, as they are told.
+_RANGES = {"little_range": "Little of the range used", "beyond_range": "Values beyond the range"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,8 @@ class Findings:
     left_out : sequence of LeftOut
     fewest : int
         Photos that a class needs.
+    little_range, beyond_range : sequence of str
+        Paths of those that use little of the range of values that is read, and of those with values beyond it.
     """
 
     photos: Sequence[Photo]
@@ -66,6 +76,8 @@ class Findings:
     broken: Sequence[Broken]
     left_out: Sequence[LeftOut]
     fewest: int
+    little_range: Sequence[str] = ()
+    beyond_range: Sequence[str] = ()
 
     @cached_property
     def copies(self) -> list[list[Photo]]:
@@ -106,8 +118,8 @@ class Findings:
     def n_problems(self) -> int:
         """How many there are."""
         lost = sum(each.number for each in self.left_out if each.is_lost)
-        groups = (self.copies, self.under_classes, self.in_splits)
-        return lost + len(self.broken) + len(self.few) + sum(map(len, groups))
+        found = [getattr(self, name) for name in (*_COPIES, *_RANGES)]
+        return lost + len(self.broken) + len(self.few) + sum(map(len, found))
 
     def lines(self) -> Iterator[str]:
         """In words, one line for each kind."""
@@ -115,14 +127,10 @@ class Findings:
         yield f"{_number(len(self.photos), 'photo')}, {_number(len(names), 'class')}"
         if self.broken:
             yield f"Unreadable: {len(self.broken)}"
-        for kind, groups in (
-            ("Exact copies", self.copies),
-            ("Under several classes", self.under_classes),
-            ("In several splits", self.in_splits),
-        ):
-            if groups:
-                example = " and ".join(_in_line(photo.path) for photo in _different(groups[0])[:2])
-                yield f"{kind}: {_number(len(groups), 'photo')}, such as {example}"
+        yield from (f"{told}, such as {example}" for told, example in self._copies_told())
+        for name, kind in _RANGES.items():
+            if paths := getattr(self, name):
+                yield f"{kind}: {_number(len(paths), 'photo')}, such as {_in_line(paths[0])}"
         if self.left_out:
             yield f"Left out: {told(self.left_out)}"
         if self.few:
@@ -130,6 +138,17 @@ class Findings:
             yield f"Fewer than {self.fewest} photos: {_listed(self.few, several)}"
         if not self.n_problems:
             yield "Nothing is wrong."
+
+    def copies_line(self) -> str:
+        """How many copies there are of each kind, in one line; empty without any."""
+        return "; ".join(told for told, _ in self._copies_told()).capitalize()
+
+    def _copies_told(self) -> Iterator[tuple[str, str]]:
+        """Each kind of copies, counted, and an example."""
+        for name, kind in _COPIES.items():
+            if groups := getattr(self, name):
+                files, photos = _number(sum(map(len, groups)), "file"), _number(len(groups), "photo")
+                yield f"{kind}: {files} of {photos}", " and ".join(_in_line(p.path) for p in _different(groups[0])[:2])
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """Path, problem and detail of each photo, and of each class folder with few of them."""
@@ -143,16 +162,19 @@ class Findings:
             for group in groups:
                 places = ", ".join(sorted({getattr(photo, kind) for photo in group} - {""}))
                 yield from ((shown(photo.path), problem, shown(places)) for photo in group)
+        for name, kind in _RANGES.items():
+            yield from ((shown(path), kind.lower(), "") for path in getattr(self, name))
         for each_class in self.few:
             folder = os.path.join(each_class.part, each_class.name)
             yield shown(folder), f"fewer than {self.fewest} photos", str(each_class.count)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; what is broken and left out comes with every command."""
-        groups = {"copies": self.copies, "under_classes": self.under_classes, "in_splits": self.in_splits}
+        groups = {name: getattr(self, name) for name in _COPIES}
         paths = {kind: [[shown(photo.path) for photo in group] for group in found] for kind, found in groups.items()}
         return {
             **paths,
+            **{name: [*map(shown, getattr(self, name))] for name in _RANGES},
             "classes": [_as_dict(each) for each in self.classes],
             "fewest": self.fewest,
             "few": [_as_dict(each) for each in self.few],

@@ -9,10 +9,11 @@ from typing import Any
 import click
 import numpy as np
 from sklearn.base import clone
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 
 from featx.backbones.addresses import path_in
 from featx.cli.files import OutputFile
+from featx.cli.findings import Findings, Photo
 from featx.cli.models import SAFE, readable, save_model
 from featx.cli.options import (
     Listed,
@@ -33,7 +34,7 @@ from featx.cli.outcomes import Console
 from featx.cli.photos import list_labelled
 from featx.cli.scoring import candidates, classifier, compute_once, folds_for, scores_of
 from featx.estimators.classifier import FineTuneClassifier
-from featx.store import FeatureStore
+from featx.store import FeatureStore, Session
 
 _FOLDS, _FOLDS_TUNED = 5, 3
 
@@ -120,11 +121,12 @@ def fit(
         else:
             choices = backbone, layers, pooling, reading, machine
             model, result = _on_features(choices, store, paths, y, folds or _FOLDS, console)
+        _tell_copies(model, paths, y, Session(store), machine, console)
         save_model(model, output)
     console.say(f"{_told(result)}\nModel: {output}")
     if os.path.isfile(weights := path_in(weights_of(reading.weights))):
         console.say(f"It reads {weights}, which must stay there.")
-    console.say(f"Next: featx predict {output} FOLDER -o labels.csv")
+    console.advise(f"Next: featx predict {output} FOLDER -o labels.csv")
     console.finish(result | {"model": str(output)}, len(paths))
 
 
@@ -173,6 +175,22 @@ def _fine_tuned(
     result |= {"freeze": model.freeze, "epochs": model.n_iter_}
     result |= {"accuracy": float(scores.mean()), "spread": float(scores.std())}
     return model, result | _about(y[good], folds.n_splits, 1)
+
+
+def _tell_copies(
+    model: Any, paths: list[str], y: np.ndarray, session: Session, machine: Machine, console: Console
+) -> None:
+    """Say in one line how many files were learnt twice, by the digests under which their features are kept."""
+    from featx.images.unreadable import threads_for
+
+    broken = {photo.path for photo in console.broken}
+    labelled = {path: str(label) for path, label in zip(paths, y, strict=True) if path not in broken}
+    first = model[0] if isinstance(model, Pipeline) else model
+    digests = session.digests(first._items([*labelled], reset=False), threads_for(machine.n_jobs))
+    known = zip(labelled.items(), digests, strict=True)
+    photos = [Photo(path, "", label, its) for (path, label), its in known if isinstance(its, bytes)]
+    if line := Findings(photos, [], [], [], 0).copies_line():
+        console.note(f"{line} (featx check -o FILE lists them).")
 
 
 def _announce(what: str, console: Console) -> None:

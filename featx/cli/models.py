@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,16 @@ import joblib
 import numpy as np
 from sklearn.pipeline import Pipeline
 
+from featx.backbones.addresses import path_in, plain_address
 from featx.cli.options import Machine
-from featx.cli.outcomes import Console, broken_of, one_line
+from featx.cli.outcomes import Console, broken_of, one_line, shown
 from featx.estimators.classifier import FineTuneClassifier
 from featx.estimators.extractor import PretrainedFeatureExtractor
+from featx.exceptions import WeightsError
 from featx.system.writing import replacing
 
 SAFE = ".safetensors"
+_EXPECTED = "A model that featx fit wrote is expected (.joblib or .safetensors)"
 _ANYWHERE: dict[str, Any] = {"cache": None, "device": None, "n_jobs": None, "verbose": 0}
 
 
@@ -44,49 +50,79 @@ def load_model(path: str) -> Pipeline | FineTuneClassifier:
         model = FineTuneClassifier.load(path) if path.lower().endswith(SAFE) else joblib.load(path)
     except Exception as error:  # a pickle can raise anything
         told = f"{type(error).__name__}: {one_line(error)}"
-        raise click.ClickException(
-            f"A model that featx fit wrote is expected (.joblib or .safetensors), got {path}, which cannot be loaded "
-            f"({told})."
-        ) from error
+        other = click.ClickException(f"{_EXPECTED}, got {path}, which cannot be loaded ({told}).")
+        raise _no_model(path) or other from error
     first = model[0] if isinstance(model, Pipeline) else None
     if not isinstance(model, FineTuneClassifier) and not isinstance(first, PretrainedFeatureExtractor):
-        raise click.ClickException(
+        raise _no_model(path) or click.ClickException(
             f"A FineTuneClassifier or a Pipeline that begins with a PretrainedFeatureExtractor is expected in {path}, "
             f"got {type(model).__name__}. Make one with: featx fit photos/ -o model.joblib"
         )
     return model
 
 
+def _no_model(path: str) -> click.ClickException | None:
+    """What to raise where a file is no model but what one is learnt with."""
+    from featx.backbones.checkpoints import is_written_by_torch
+
+    if path.lower().endswith(SAFE) or not is_written_by_torch(path):
+        return None
+    return click.ClickException(
+        f"{_EXPECTED}, got {path}, a checkpoint of torch's. Learn with it first: featx fit photos/ -o model.joblib "
+        f"--backbone NAME --weights {shlex.quote(path)}"
+    )
+
+
+@contextmanager
+def _with_its_weights(model: Pipeline | FineTuneClassifier) -> Iterator[None]:
+    """Say what to do where the file is gone that a model's network reads."""
+    try:
+        yield
+    except WeightsError as error:
+        weights = path_in(plain_address((model[0] if isinstance(model, Pipeline) else model).weights))
+        if not os.path.isabs(weights) or os.path.exists(weights):
+            raise
+        raise click.ClickException(
+            f"The file of weights that the model was learnt with is expected at {shown(weights)}, where it is no more. "
+            "Put it there again, or a link to it, or learn the model anew with featx fit --weights FILE."
+        ) from error
+
+
 def predictions(
     model: Pipeline | FineTuneClassifier, paths: Sequence[str], machine: Machine, console: Console
 ) -> tuple[list[Any], list[float | None]]:
     """A label and its probability for every photo, None for those that cannot be read."""
-    rows, inputs = _inputs(model, paths, machine, console)
-    last = model[1:] if isinstance(model, Pipeline) else model
     labels: list[Any] = [None] * len(paths)
     confidences: list[float | None] = [None] * len(paths)
-    if len(rows):
-        if hasattr(last, "predict_proba"):
-            proba = last.predict_proba(inputs)
-            found, best = last.classes_[proba.argmax(axis=1)], proba.max(axis=1).tolist()
-        else:
-            found, best = last.predict(inputs), [None] * len(rows)
-        for row, label, confidence in zip(rows.tolist(), np.asarray(found).tolist(), best, strict=True):
-            labels[row], confidences[row] = label, confidence
+    with _with_its_weights(model):
+        rows, inputs = _inputs(model, paths, machine, console)
+        found, best = _labelled(model[1:] if isinstance(model, Pipeline) else model, inputs) if len(rows) else ([], [])
+    for row, label, confidence in zip(rows.tolist(), found, best, strict=True):
+        labels[row], confidences[row] = label, confidence
     return labels, confidences
+
+
+def _labelled(last: Any, inputs: Any) -> tuple[list[Any], list[float | None]]:
+    """Labels of what goes into the last steps, and their probabilities, where there are any."""
+    if hasattr(last, "predict_proba"):
+        proba = last.predict_proba(inputs)
+        return last.classes_[proba.argmax(axis=1)].tolist(), proba.max(axis=1).tolist()
+    found = np.asarray(last.predict(inputs)).tolist()
+    return found, [None] * len(found)
 
 
 def features(
     model: Pipeline | FineTuneClassifier, paths: Sequence[str], machine: Machine, console: Console
 ) -> np.ndarray:
     """What the model's classifier reads of every photo: rows of NaN for those that cannot be read."""
-    rows, inputs = _inputs(model, paths, machine, console)
-    if not len(rows):
-        return np.full((len(paths), 1), np.nan)
-    if isinstance(model, Pipeline):
-        found = model[1:-1].transform(inputs) if len(model) > 2 else inputs
-    else:
-        found = model.transform(inputs)
+    with _with_its_weights(model):
+        rows, inputs = _inputs(model, paths, machine, console)
+        if not len(rows):
+            return np.full((len(paths), 1), np.nan)
+        if isinstance(model, Pipeline):
+            found = model[1:-1].transform(inputs) if len(model) > 2 else inputs
+        else:
+            found = model.transform(inputs)
     out = np.full((len(paths), found.shape[1]), np.nan)
     out[rows] = found
     return out

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from featx.backbones.addresses import Address
+from featx.backbones.addresses import Address, split_address
 from featx.cli.outcomes import Console
 from featx.estimators.extractor import PretrainedFeatureExtractor
 from featx.exceptions import StoreWarning
@@ -220,11 +220,10 @@ def weights_of(spec: str | None) -> Address:
         return "DEFAULT"
     if spec.lower() == "none":
         return None
-    if os.path.isfile(spec):
-        return os.path.abspath(spec)
-    pieces = spec.split("#")
-    splits = (("#".join(pieces[:i]), "#".join(pieces[i:])) for i in range(len(pieces) - 1, 0, -1))
-    return next(((os.path.abspath(file), key) for file, key in splits if os.path.isfile(file)), spec)
+    address = split_address(spec)
+    if isinstance(address, tuple):
+        return os.path.abspath(address[0]), address[1]
+    return os.path.abspath(spec) if os.path.isfile(spec) else spec
 
 
 def typed_weights(address: Address) -> str | None:
@@ -269,7 +268,12 @@ _traceback = click.option(
     "--traceback", is_flag=True, expose_value=False, help="Show where in the code an error comes from."
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, for scripts.")
-_quiet = click.option("--quiet", "-q", is_flag=True, help="No progress bars and notes.")
+_quiet = click.option(
+    "--quiet",
+    "-q",
+    is_flag=True,
+    help="No progress bars, notes and advice: results alone, and what was lost for them, such as unreadable photos.",
+)
 _strict = click.option(
     "--strict",
     is_flag=True,

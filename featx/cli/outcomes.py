@@ -80,6 +80,11 @@ class Console:
         if not self.as_json:
             click.echo(text)
 
+    def advise(self, text: str) -> None:
+        """Print beside the results what to type next."""
+        if not self.quiet:
+            self.say(text)
+
     def note(self, text: str) -> None:
         """Print to stderr what is good to know."""
         if not self.quiet:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,29 +16,41 @@ from featx.cli.options import Machine, example, with_console, with_machine
 from featx.cli.outcomes import Console, shown
 from featx.cli.photos import list_photos
 
+_MOST = 10  # names that a message shows
+
 
 @click.command(short_help="Label photos with a model.", epilog=example("featx predict model.joblib new/ -o labels.csv"))
 @click.argument("model", type=click.Path(exists=True, dir_okay=False))
 @click.argument("photos", nargs=-1, required=True, type=click.Path(exists=True, readable=False))
 @click.option("-o", "--output", type=OutputFile(".csv"), help="CSV file to write.  [default: stdout]")
+@click.option(
+    "--score",
+    is_flag=True,
+    help="Take the subfolders of PHOTOS, one folder, for the true classes, and print the accuracy; labels are then "
+    "written with -o alone.",
+)
 @with_machine
 @with_console
-def predict(model: str, photos: tuple[str, ...], output: Path | None, machine: Machine, console: Console) -> None:
+def predict(
+    model: str, photos: tuple[str, ...], output: Path | None, score: bool, machine: Machine, console: Console
+) -> None:
     """Label PHOTOS, which are files and folders (at any depth), with a MODEL that featx fit wrote.
 
-    Writes path, label, confidence (the label's probability) and error of each photo as CSV.
+    Writes path, label, confidence (the label's probability) and error of each photo as CSV. With --score the photos
+    that can be read are compared with the class folders that they lie in.
 
     Loading a .joblib model runs whatever code it holds: never load one that comes from a stranger. A .safetensors
     model holds numbers alone.
     """
     loaded = load_model(model)
     paths = list_photos(photos, console)
+    truth = _true_classes(photos, paths, loaded) if score else []
     labels, confidences = predictions(loaded, paths, machine, console)
     n_read = sum(label is not None for label in labels)
     reasons = {photo.path: photo.reason for photo in console.broken}
     rows = zip(map(shown, paths), labels, confidences, strict=True)
     found = [{"path": path, "label": label, "confidence": confidence} for path, label, confidence in rows]
-    if output is not None or not console.as_json:
+    if output is not None or not (console.as_json or score):
         cells = [
             [row["path"], *(["", ""] if row["label"] is None else [row["label"], _short(row["confidence"])]), reason]
             for row, reason in zip(found, (reasons.get(path, "") for path in paths), strict=True)
@@ -43,7 +59,42 @@ def predict(model: str, photos: tuple[str, ...], output: Path | None, machine: M
     where = {} if output is None else {"output": str(output)}
     if output is not None:
         console.say(f"{n_read} of {len(paths)} photos labelled: {output}")
-    console.finish_with_photos({"model": model, **where, "predictions": found}, len(paths), n_read)
+    scored = _scored(labels, truth) if score and n_read else {}
+    if scored:
+        console.say(f"Accuracy {scored['accuracy']:.3f} ({scored['n_right']} of {n_read} photos)")
+    console.finish_with_photos({"model": model, **where, **scored, "predictions": found}, len(paths), n_read)
+
+
+def _true_classes(photos: Sequence[str], paths: Sequence[str], model: Any) -> list[str]:
+    """The subfolder of each photo, which is a class of the model.
+
+    Raises
+    ------
+    UsageError, ClickException
+    """
+    folder, *more = photos
+    if more or not os.path.isdir(folder):
+        raise click.UsageError(
+            f"One folder with one subfolder per class is expected with --score, got {' '.join(photos)}."
+        )
+    classes = [_spelt(str(name)) for name in getattr(model, "classes_", [])]
+    truth = [_spelt(os.path.relpath(path, folder).split(os.sep)[0]) for path in paths]
+    if others := sorted({*truth} - {*classes}):
+        raise click.ClickException(
+            f"Subfolders of the model's classes ({', '.join(classes[:_MOST])}) alone are expected with --score, got "
+            f"{', '.join(map(shown, others[:_MOST]))} in {folder}. Rename or move what else is there."
+        )
+    return truth
+
+
+def _spelt(name: str) -> str:
+    """A name in one spelling: macOS takes accents apart."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _scored(labels: Sequence[Any], truth: Sequence[str]) -> dict[str, Any]:
+    right = [_spelt(str(label)) == name for label, name in zip(labels, truth, strict=True) if label is not None]
+    return {"accuracy": sum(right) / len(right), "n_right": sum(right)}
 
 
 def _short(confidence: float | None) -> str:

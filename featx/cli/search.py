@@ -177,7 +177,7 @@ def _show(found: Found, console: Console) -> None:
     ]
     console.say(f"{len(found.y)} photos of {len(found.classes)} classes; accuracy by cross-validation\n")
     console.say(table(["", "backbone", "layer", "pooling", "C", "accuracy", "folds"], rows))
-    console.say(f"\nNext: {as_typed(found.next_command)}")
+    console.advise(f"\nNext: {as_typed(found.next_command)}")
 
 
 def _as_json(found: Found, report: Path | None) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def extract(
         bar.update(len(paths) - sum(shard.stop - shard.start for shard in missing))
         for done in computing:
             n_errors += done.n_errors
-            seen.add(done.spans)
+            seen.add(done.seen)
             bar.update(done.n_items)
     seen.tell()
     names = set(filter(is_shard, folder.sizes()))

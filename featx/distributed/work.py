@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from featx.distributed.folder import Folder
 from featx.exceptions import FeatxError, ImageError
 from featx.images.items import PathItem
 from featx.images.loading import load_tile
-from featx.images.reading import DEEP, FOUR_BANDS, HEIF, Content, Span
+from featx.images.reading import DEEP, FOUR_BANDS, HEIF, Content, Seen
 from featx.images.remote import Unreachable, is_url
 from featx.images.sources import Items
 from featx.images.view import WatchedItems
@@ -49,14 +49,14 @@ class Done:
     ----------
     name : str
     n_items, n_errors : int
-    spans : mapping
-        As of :class:`featx.images.reading.Seen`.
+    seen : Seen
+        What was decoded for it.
     """
 
     name: str
     n_items: int
     n_errors: int
-    spans: Mapping[float, Span]
+    seen: Seen
 
 
 def shape_of_images(extractor: PretrainedFeatureExtractor, items: Sequence[str]) -> Shape | None:
@@ -141,7 +141,7 @@ def compute_shard(
         )
     rows, digests, errors = _features(extractor, extraction)
     folder.write(name, _as_parquet(items, rows, digests, errors))
-    return Done(name, len(items), len(errors), extraction.items.reading.seen.spans)
+    return Done(name, len(items), len(errors), extraction.items.reading.seen)
 
 
 def _features(

@@ -56,7 +56,8 @@ class NetworkEstimator(ForkSafeMethods, PortablePickles, CallbackSupportMixin, B
 
     # What to do about an unreadable image under on_error="raise".
     _way_out: ClassVar[str] = (
-        'Remove it (featx.find_unreadable lists all such rows), or set on_error="nan" for a row of NaN.'
+        'Remove it (featx.find_unreadable lists all such rows), or set on_error="nan" for a row of NaN, which most '
+        "estimators refuse."
     )
     _param_names: ClassVar[list[str]]
 

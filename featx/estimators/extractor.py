@@ -84,8 +84,10 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
     pixel_range : "auto" or (low, high), default="auto"
         Meaning of numbers in arrays and in files of more than 8 bits a sample; other files, and Pillow images of
         colours, have 8 bits and their own. ``"auto"`` takes 8 bits as 0..255, floats as 0..1 and the 16 bits of a file
-        as 0..65535, raises for anything else, and warns where files use less than an eighth of that, as those of
-        cameras with 10 or 12 bits do; a pair, such as ``(0, 4095)``, is an affine map onto 0..1, without clipping.
+        as 0..65535, raises for anything else, and warns, once a call and with their number, of files that use less than
+        an eighth of that, as those of cameras with 10 or 12 bits do; a pair, such as ``(0, 4095)``, is an affine map
+        onto 0..1, without clipping. Values beyond it by more than a hundredth of its width raise nothing and are told
+        by one such warning, but those of a 2-D X (``image_shape``).
         Features of files of 8 bits are the same under each, and kept once.
     fourth_band : {"alpha", "ignore"}, default="alpha"
         What a fourth band beside three colours is, in files and arrays: ``"alpha"`` lays the picture over white by it;

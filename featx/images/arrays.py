@@ -76,10 +76,17 @@ class ArrayItem:
             raise UnreadableImage(f"pixels of shape {_shape(self.pixels)}, where {_expected(self.pixels)} is expected")
         if self.reading.fourth_band == "ignore":
             values = values[..., :3]
+        self._note(values)
         values = _scaled(values, self.reading.pixel_range)
         if values.shape[2] == 4:
             return on_white(values)
         return np.broadcast_to(values, (*values.shape[:2], 3))
+
+    def _note(self, values: NDArray[Any]) -> None:
+        # Rows of a 2-D X are what scikit-learn's tools shift and draw as they like, knowing nothing of a range.
+        if not isinstance(self.reading.pixel_range, str) and not self.stretch:
+            colours = finite(values[..., :3])
+            self.reading.note(float(colours.min()), float(colours.max()), 0)
 
 
 def _array_of(tensor: torch.Tensor) -> NDArray[Any]:

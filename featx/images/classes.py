@@ -7,17 +7,16 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
-from featx.images.formats import NEEDS_HEIC, NOT_ASKED_FOR, choose
+from featx.images.formats import NEEDS_HEIC, NOT_ASKED_FOR, Choice, choose
 from featx.images.walk import (
     BESIDE,
     FOLDER,
     HIDDEN,
     LeftOut,
     Listing,
-    is_folder,
-    is_hidden,
     left_out_of,
     told,
     walk_classes,
@@ -108,13 +107,14 @@ def list_classes(
     """
     root = os.fspath(_check_folder(path))
     names = None if classes is None else _check_names(classes)
-    walks, beside = walk_classes(root, choose(extensions))
+    choice = choose(extensions)
+    walks, beside = walk_classes(root, choice)
     if names is None:
-        _check_no_splits(root, walks, line)
+        _check_no_splits(root, walks, line, choice)
         found = walks
     else:
         found = {name: Listing() for name in names} | _under(names, walks)
-        _check_no_others(root, names, found, line)
+        _check_no_others(root, names, found, line, choice)
     empty = [name for name, listing in found.items() if not listing.pictures]
     unlisted = [LeftOut(FOLDER, f"no picture of {_listed(empty)}", len(empty))] * bool(empty)
     dropped = empty if names is None else [*found.keys() - set(names)]
@@ -161,7 +161,7 @@ def _under(names: Sequence[str], walks: Mapping[str, Listing]) -> dict[str, List
     return found
 
 
-def _check_no_splits(root: str, walks: Mapping[str, Listing], line: Line) -> None:
+def _check_no_splits(root: str, walks: Mapping[str, Listing], line: Line, choice: Choice) -> None:
     """Raise where class folders are called like splits."""
     folders = [name for name, listing in walks.items() if _holds_files(listing)]
     splits = [name for name in folders if is_split(name)]
@@ -169,38 +169,53 @@ def _check_no_splits(root: str, walks: Mapping[str, Listing], line: Line) -> Non
         raise ValueError(
             f"One subfolder per class is expected, got path={root!r} with the subfolders {_listed(splits)}, which "
             f"are called like splits of a data set. If these are splits, "
-            f"{_way_into(root, splits, line)}. If they are classes, name them: {line(root, folders)}"
+            f"{_way_into(root, splits, line, choice)}. If they are classes, name them: {line(root, folders)}"
         )
 
 
-def _way_into(root: str, splits: Sequence[str], line: Line) -> str:
-    paths = [os.path.join(root, split) for split in splits]
-    inside = {path: _subfolders(path) for path in paths}
-    classes = sorted({name for names in inside.values() for name in names})
+def _way_into(root: str, splits: Sequence[str], line: Line, choice: Choice) -> str:
+    """How to read splits, by classes of which one of them holds a picture."""
+    inside = {path: walk_classes(path, choice)[0] for path in (os.path.join(root, split) for split in splits)}
+    filled = {path: [name for name, listing in walks.items() if listing.pictures] for path, walks in inside.items()}
+    classes = sorted({name for names in filled.values() for name in names})
     if not classes:
         return "move them out of the folder of the classes"
-    path = next(path for path in paths if inside[path])
-    return f"read one at a time, all with the same classes: {line(path, classes)}"
+    path = next(path for path, names in filled.items() if names)
+    others = [name for name, listing in inside[path].items() if name not in classes and _holds_files(listing)]
+    first = f"move {_listed([os.path.join(path, name) for name in others])} elsewhere and " if others else ""
+    return f"{first}read one at a time, all with the same classes: {line(path, classes)}"
 
 
-def _check_no_others(root: str, names: Sequence[str], found: Mapping[str, Listing], line: Line) -> None:
+def _check_no_others(root: str, names: Sequence[str], found: Mapping[str, Listing], line: Line, choice: Choice) -> None:
     """Raise where a folder with files is none of the classes."""
     others = [name for name, listing in found.items() if name not in names and _holds_files(listing)]
-    if others:
-        splits = [name for name in others if is_split(name)]
-        way = f"If these are splits, {_way_into(root, splits, line)}. If they are classes" if splits else "If they are"
-        raise ValueError(
-            f"Subfolders of the names classes={[*names]!r} are expected, got path={root!r} with {_listed(others)} "
-            f"too. {way}, name them: {line(root, [*names, *others])}. Else move them elsewhere."
+    if not others:
+        return
+    meant = _meant([name for name in names if not _holds_files(found[name])], others)
+    spelt = [meant.get(name, name) for name in names]
+    all_named = line(root, [*spelt, *(name for name in others if name not in spelt)])
+    if splits := [name for name in others if is_split(name)]:
+        way = (
+            f"If these are splits, {_way_into(root, splits, line, choice)}. If they are classes, name them: {all_named}"
         )
+    elif meant:
+        pairs = ", ".join(f"{folder!r} in place of {name!r}" for name, folder in meant.items())
+        way = f"Did you mean {pairs}? Name them: {all_named}"
+    else:
+        way = f"Name all of them: {all_named}"
+    raise ValueError(
+        f"Subfolders of the names classes={[*names]!r} are expected, got path={root!r} with {_listed(others)} "
+        f"too. {way}. To leave out a folder, move it elsewhere."
+    )
 
 
-def _subfolders(path: str) -> list[str]:
-    try:
-        with os.scandir(path) as entries:
-            return sorted(entry.name for entry in entries if is_folder(entry) and not is_hidden(entry.name))
-    except OSError:
-        return []
+def _meant(absent: Sequence[str], others: Sequence[str]) -> dict[str, str]:
+    """Folders that may be meant by names that are spelt otherwise."""
+    left, meant = {name.lower(): name for name in others}, dict[str, str]()
+    for name in absent:
+        for near in get_close_matches(name.lower(), left, n=1):
+            meant[name] = left.pop(near)
+    return meant
 
 
 def _holds_files(listing: Listing) -> bool:

@@ -110,12 +110,12 @@ def rgb_of_deep(image: Any, data: bytes | None, reading: Reading) -> NDArray[Any
 
 
 def _limits(values: NDArray[Any], samples: _Samples, reading: Reading) -> tuple[float, float]:
-    if not isinstance(reading.pixel_range, str):
-        return reading.pixel_range
-    _check_range(values, samples.white)
-    low, high = _in_file(np.array([values.min(), values.max()]), samples.factor)
-    reading.seen.note(float(low), float(high), _white_in_file(samples))
-    return 0, samples.white
+    limits = (0.0, samples.white) if isinstance(reading.pixel_range, str) else reading.pixel_range
+    if limits is not reading.pixel_range:
+        _check_range(values, samples.white)
+    low, high = _in_file(np.array([finite(values).min(), values.max()]), samples.factor)
+    reading.note(float(low), float(high), _white_in_file(samples))
+    return limits
 
 
 def _white_in_file(samples: _Samples) -> float:

@@ -91,7 +91,7 @@ class Items(Sequence[Item]):
         ImageError
             Naming the row of the X that this sequence was first made of, and the file.
         """
-        item = self[row]
+        item = self._to_load(row)
         try:
             return item.load()
         except UnreadableImage as error:
@@ -102,7 +102,7 @@ class Items(Sequence[Item]):
 
         Nothing but files changes while it is looked at; for the rest there are no contents.
         """
-        item = self[row]
+        item = self._to_load(row)
         if not isinstance(item, PathItem):
             return self.load(row), ()
         try:
@@ -156,6 +156,11 @@ class Items(Sequence[Item]):
             return tuple([Content(item.digest(seed)) for seed in seeds])
         except UnreadableImage as error:
             self._fail(row, item, error)
+
+    def _to_load(self, row: int) -> Item:
+        """An item whose values are noted as of its row."""
+        options = self._options | {"reading": self.reading.at(self._rows[row])}
+        return _item(self._elements[self._rows[row]], **options)
 
     def _fail(self, row: int, item: Item, error: UnreadableImage) -> NoReturn:
         remedy = self._options["remedy"]

@@ -62,7 +62,10 @@ def load_fitted(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], 
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})[_KEY])
+            metadata = file.metadata() or {}
+            if _KEY not in metadata:
+                raise ValueError("it holds tensors alone")
+            about = json.loads(metadata[_KEY])
             # JSON has no tuples, which image_shape and pixel_range usually are.
             about["params"] = {
                 name: tuple(value) if isinstance(value, list) else value for name, value in about["params"].items()
