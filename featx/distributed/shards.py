@@ -13,7 +13,7 @@ from featx._version import __version__
 from featx.distributed.folder import Folder
 
 MANIFEST = "manifest.json"
-_FORMAT = 1
+_FORMAT = 2
 _PARQUET = b"PAR1"  # what a Parquet file begins and ends with
 
 
