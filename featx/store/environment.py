@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import lmdb
 
 from featx.exceptions import StoreError
+from featx.system.forks import at_fork
 
 T = TypeVar("T")
 Operation = Callable[[lmdb.Transaction, dict[str, Any]], T]
@@ -429,5 +430,4 @@ def _after_fork_in_child() -> None:
     _FORKING, _REGISTRY_LOCK = contextlib.ExitStack(), threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
