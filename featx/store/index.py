@@ -36,6 +36,7 @@ _COMPUTED = b"computed"  # among the owners, whose names are longer
 _TASK_SIZE = 32
 
 _STATE = struct.Struct("<QQQqq")  # device, inode, size, mtime_ns, ctime_ns
+_MOST_64 = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,8 @@ def _is_settled(file: _File) -> bool:
 
 
 def _state(status: os.stat_result) -> bytes:
-    return _STATE.pack(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    inode = (status.st_ino ^ status.st_ino >> 64) & _MOST_64  # of 128 bits in some file systems of Windows
+    return _STATE.pack(status.st_dev & _MOST_64, inode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _counted(txn: lmdb.Transaction, tables: dict[str, Any]) -> int:

@@ -20,6 +20,7 @@ from featx.store.index import Index
 from featx.store.memory import MEMORY
 from featx.store.places import NoPlace, check_local, default_folder, full_path, parse_size
 from featx.store.shelf import Shelf
+from featx.system.writing import is_linked
 
 #: Version of the layout on disk. Another version has a folder of its own beside this one.
 SCHEMA = "v1"
@@ -407,12 +408,8 @@ def _seed(file: Path) -> int:
         draft = file.with_name(f"draft-{uuid.uuid4().hex}")
         try:
             _write_to_disk(draft, secrets.token_hex(8))
-            if is_damaged:
+            if is_damaged or not is_linked(draft, file):
                 draft.replace(file)
-            else:
-                os.link(draft, file)
-        except FileExistsError:
-            continue
         finally:
             draft.unlink(missing_ok=True)
     raise ValueError(f"{file} holds no number")
