@@ -1,4 +1,17 @@
-"""The command line ``featx``; click loads when it runs."""
+"""The command line ``featx``; click loads when it runs.
+
+In come the words of a shell; out come files, lines on stdout (or one JSON object) and an exit code. A command turns
+words into estimators and stores, and lets them work.
+
+Open ``commands.py`` first (which commands there are), then any one of them, such as ``fit.py`` or ``predict.py``:
+one file each. They share ``options.py`` (words into settings), ``outcomes.py`` (how a command ends: what it prints,
+and its exit code), ``photos.py`` (which files are meant), ``models.py`` (files of fitted models) and ``files.py``
+(tables). ``search.py`` stands on ``scoring.py`` and ``found.py``, ``check.py`` on ``findings.py``; ``report/``
+makes the HTML page of a search.
+
+No law begins here; commands keep those of the rooms below. What is left out or cannot be read is listed once at the
+end, and a file is written whole or not at all (featx/system/writing.py).
+"""
 
 from __future__ import annotations
 
