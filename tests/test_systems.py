@@ -78,6 +78,10 @@ def test_what_only_one_system_has_is_found(line: str) -> None:
     assert [*of_one_system(ast.parse(line))]
 
 
+def test_one_place_asks_whether_the_system_forks() -> None:
+    assert [path.name for path in ROOT.rglob("*.py") if "register_at_fork" in path.read_text()] == ["forks.py"]
+
+
 def write_photos(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for name, brightest in (("Ants", 40), ("bees", 200)):
