@@ -217,6 +217,22 @@ def test_line_for_windows_quotes_doubly_and_leaves_backslashes() -> None:
     assert [re.sub(r'(?<!\\)"', "", word).replace('\\"', '"') for word in words] == WORDS
 
 
+def test_names_that_the_output_cannot_hold_are_written_as_escapes(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos")
+    (tmp_path / "photos" / "bees").rename(tmp_path / "photos" / "蜂")
+    program = [sys.executable, "-m", "featx", "check", str(tmp_path / "photos")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT.parent)}
+    told = {
+        encoding: subprocess.run(
+            program, capture_output=True, check=True, env=environment | {"PYTHONIOENCODING": encoding}
+        )
+        for encoding in ("cp1252", "utf-8")
+    }
+    assert told["utf-8"].stdout.decode("utf-8").count("蜂") > 0
+    expected = told["utf-8"].stdout.decode("utf-8").encode("cp1252", "backslashreplace")
+    assert told["cp1252"].stdout == expected
+
+
 # Numbers of files
 
 

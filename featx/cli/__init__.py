@@ -15,6 +15,7 @@ end, and a file is written whole or not at all (featx/system/writing.py).
 
 from __future__ import annotations
 
+import io
 import sys
 
 from featx.system.temporary import has_temporary_folder
@@ -32,4 +33,6 @@ def main() -> None:
         sys.exit(1)
     from featx.cli.commands import featx
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of photos that its encoding lacks must not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
     featx()
