@@ -78,8 +78,9 @@ def test_what_only_one_system_has_is_found(line: str) -> None:
     assert [*of_one_system(ast.parse(line))]
 
 
-def test_one_place_asks_whether_the_system_forks() -> None:
-    assert [path.name for path in ROOT.rglob("*.py") if "register_at_fork" in path.read_text()] == ["forks.py"]
+@pytest.mark.parametrize(("words", "place"), [("register_at_fork", "forks.py"), ("import shlex", "shell.py")])
+def test_one_place_knows_how_systems_fork_and_how_their_shells_quote(words: str, place: str) -> None:
+    assert [path.name for path in ROOT.rglob("*.py") if words in path.read_text(encoding="utf-8")] == [place]
 
 
 def write_photos(folder: Path) -> None:
