@@ -28,11 +28,13 @@ from sklearn.pipeline import Pipeline
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor, cli
+from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor
 from featx.cli.commands import featx
 from featx.exceptions import ImageError, NotFinite, StoreError, StoreWarning, UnreadableImage
 from featx.store import places, session, why_unusable
 from featx.store.places import NoPlace, OnNetwork
+from featx.system import temporary
+from featx.system.temporary import has_temporary_folder
 
 X = load_digits().images[:24]
 Y = load_digits().target[:24] % 3
@@ -367,9 +369,9 @@ def test_command_takes_the_folder_in_memory_where_no_other_can_be_written_to(mon
         raise FileNotFoundError("No usable temporary directory found")
 
     with monkeypatch.context() as patched:
-        patched.setattr(cli, "tempfile", SimpleNamespace(gettempdir=nowhere, tempdir=None))
-        patched.setattr(cli, "_IN_MEMORY", tempfile.gettempdir())
+        patched.setattr(temporary, "tempfile", SimpleNamespace(gettempdir=nowhere, tempdir=None))
+        patched.setattr(temporary, "_IN_MEMORY", tempfile.gettempdir())
         patched.setenv("TMPDIR", "/nowhere")
-        assert cli._has_temporary_folder()
-        patched.setattr(cli, "_IN_MEMORY", "/nowhere")
-        assert not cli._has_temporary_folder()
+        assert has_temporary_folder()
+        patched.setattr(temporary, "_IN_MEMORY", "/nowhere")
+        assert not has_temporary_folder()

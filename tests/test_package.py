@@ -93,6 +93,18 @@ def test_the_table_for_contributors_lists_the_rooms_from_the_ground_up() -> None
     assert re.findall(r"^\| `featx/(\w+)/` \|", page.read_text(), flags=re.MULTILINE) == ROOMS
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_room_says_what_it_is_and_names_files_that_are_there(room: str) -> None:
+    said = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text(encoding="utf-8"))) or ""
+    names = re.findall(r"[\w/]+\.py\b", said)
+    inside = [name for name in names if "/" not in name]
+    assert len(said.splitlines()) >= 8
+    assert re.search(r"\bOpen ``\w+\.py`` first", said)
+    assert re.search(r"\b[Ll]aws? ", said)
+    assert not [name for name in inside if not (ROOT / room / name).is_file()]
+    assert not [name for name in names if name.startswith("featx/") and not (ROOT.parent / name).is_file()]
+
+
 def test_public_names_are_there_and_documented() -> None:
     for name in featx.__all__:
         assert getattr(featx, name) is not None

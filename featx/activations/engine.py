@@ -181,6 +181,7 @@ class Recipe:
         errors: dict[int, ImageError] = {}
         for place in wrong.nonzero().flatten().tolist():
             row = computed.rows[place]
+            # The earliest place: what is wrong there makes the later ones wrong too.
             slot = min((slot for slot, mask in failing.items() if mask[place]), key=lambda slot: slot.layer.position)
             errors[row] = self._doctor.error(items, row, tiles[place], slot, self.network)
             if on_error == "raise":
@@ -216,13 +217,15 @@ class Recipe:
 
         def read_some(some: torch.Tensor) -> list[torch.Tensor]:
             images = self.preprocessing.finish(some.to(self.device))
+            # In the layout of the weights: in another, every convolution would turn its input.
             images = _in_company(images.to(self.dtype)).contiguous(memory_format=torch.channels_last)
             found = read(module, images, list(by_layer), reduce)
             for layer, parts in zip(by_layer, found, strict=True):
                 check_rows(layer, parts[0], len(images))
-            return [part[: len(some)].cpu() for of_layer in found for part in of_layer]
+            return [part[: len(some)].cpu() for of_layer in found for part in of_layer]  # without the company
 
         TALLY.add(len(tiles))
+        # The lock: all clones share the module, and one thread's taps would see another's images.
         with torch.inference_mode(), network.lock, undisturbed(self.device):
             module = network.reading(by_layer)
             found = [read_some(some) for some in tiles.chunk(-(-len(tiles) // self._at_once))]

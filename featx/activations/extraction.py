@@ -117,6 +117,7 @@ class Extraction:
         session.open_recipe(description)
 
         def check() -> None:
+            # Asked again when the network is loaded: a file of weights may have changed since.
             if self._description(session) != description:
                 raise changed(self.recipe.spec.weights.given)
 

@@ -108,11 +108,13 @@ class KeptRecipe:
         done: set[int] = set()
 
         def is_there(digests: list[bytes]) -> list[bool]:
+            # Copies on the way what has come since the look-up, so that nobody has to look again.
             places = [lookup.place_of[digest] for digest in digests]
             missing = set(self._still_missing(lookup, places))
             return [place not in missing for place in places]
 
         def batches() -> Iterator[list[int]]:
+            # Claimed no sooner than its decoding can begin: until then other processes may take it.
             for window in windows(missing, self.batch_size):
                 taken = self.session.take([lookup.digests[place] for place in window], is_there)
                 if taken:
@@ -126,7 +128,7 @@ class KeptRecipe:
         def note(row: int, content: Content) -> None:
             """What is kept under a digest must come from the bytes that it was made of."""
             if lookup.items.reading.digest_of(content) != lookup.digests_of([row])[0]:
-                changed.add(row)
+                changed.add(row)  # in a thread that decodes, before its batch is computed
 
         items = WatchedItems(lookup.items, self.session.seed, note)
         computing = self.recipe.compute(
@@ -134,7 +136,7 @@ class KeptRecipe:
         )
         with closing(computing):
             for computed in computing:
-                self._keep(lookup, computed, changed)
+                self._keep(lookup, computed, changed)  # batch by batch: what is killed later has kept this
                 done.update(lookup.places[[*computed.rows, *computed.errors]].tolist())
                 self.tick(len(computed.rows) + len(computed.errors))
         return done
@@ -142,10 +144,12 @@ class KeptRecipe:
     def _to_compute(self, network: Network, digests: list[bytes]) -> Sequence[Slot]:
         """What to read in a batch: what is asked for, and what one pass should keep unless all of it is there."""
         if self._kept is None:
-            self._check()
+            self._check()  # now that it is loaded, which took time
             self._kept = kept_slots(self.session.keep, self.recipe.architecture, network)
         kept = {slot.column: slot for slot in self._kept}
         asked = {slot.column: slot for slot in self.slots}
+        # The pass is due anyhow, and gives a whole record at little more. Only where all of it is on the disk, and
+        # nothing of it is asked for, the rest is read alone.
         if kept.keys() & asked.keys() or not self.session.has(digests, list(kept)):
             return list((asked | {column: slot for column, slot in kept.items() if column not in asked}).values())
         return self.slots

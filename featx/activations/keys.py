@@ -72,6 +72,7 @@ def describe_recipe(
 def _network(recipe: Recipe, digest_of_file: Callable[[str], bytes], answer: Answering) -> str:
     spec = recipe.spec
     names = ("torch", "torchvision") if spec.backbone.family else ("torch", "torchvision", "timm")
+    # timm counts where it is loaded: a user's module may be built of its parts.
     libraries = [sys.modules[name] for name in names if name in sys.modules]
     versions = " ".join(f"{library.__name__} {library.__version__}" for library in libraries)
     if not spec.backbone.named:
@@ -93,6 +94,7 @@ def _tensors_of_file(recipe: Recipe, versions: str, digest_of_file: Callable[[st
 
     def find() -> str:
         content = spec.load(recipe.device, recipe.dtype).content
+        # Digests before and after: the tensors are those of the bytes that the question names.
         if digest_of_file(spec.weights.name) != digest:
             raise changed(spec.weights.given)
         return content

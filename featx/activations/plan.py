@@ -35,7 +35,7 @@ class Slot(NamedTuple):
     def column(self) -> Column:
         """Its name and width in a store; poolings that come to the same share them."""
         place = f"{self.layer.name}#{self.layer.call}.{self.layer.side}"
-        vector = self.layer.layout == "vector"
+        vector = self.layer.layout == "vector"  # of which every pooling gives the same
         pooling = "vector" if vector and self.pooling != "map" else self.pooling
         grid = self.grid if self.pooling in GRID_POOLINGS and not vector else 1
         return Column(f"{place} {pooling} {grid}", math.prod(self.shape))

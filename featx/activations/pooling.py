@@ -62,6 +62,7 @@ def _rearranged(output: torch.Tensor, layer: Layer, pooling: str) -> torch.Tenso
 def _pooled_cells(cells: torch.Tensor, poolings: Sequence[tuple[str, int]]) -> list[torch.Tensor]:
     values = max(1, cells[0].numel())
     at_once = max(1, _VALUES_AT_ONCE // values) if cells.device.type == "cpu" else len(cells)
+    # In float32 also of half precision, in which sums are rounded and third powers end at 40.
     chunks = [chunk.to(torch.float32) for chunk in cells.split(at_once)]
     # One for all chunks: fresh memory for each would cost more than the arithmetic. Slopes need what was there.
     needs_spare = any(name == "gem" for name, _ in poolings) and not cells.requires_grad
@@ -76,6 +77,7 @@ def _over_grid(cells: torch.Tensor, pooling: str, grid: int, spare: torch.Tensor
         return cells.amax((2, 3)) if grid == 1 else F.adaptive_max_pool2d(cells, grid)
     if pooling == "gem":
         out = None if spare is None else spare[: len(cells)]
+        # Positive, or the root would be NaN; in place, on memory that is this function's own by now.
         cubes = torch.clamp(cells, min=GEM_FLOOR, out=out).pow_(GEM_POWER)
         return _mean(cubes, grid) ** (1 / GEM_POWER)
     return _mean(cells, grid)

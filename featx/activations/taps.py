@@ -51,7 +51,7 @@ def read(
     def capture(position: int, value: Any) -> None:
         tensor = first_tensor(value)
         if tensor is not None:
-            found[position] = reduce(position, tensor)
+            found[position] = reduce(position, tensor)  # now: the next module may write into it
         if len(found) == len(layers):
             raise _Finished
 
@@ -68,6 +68,7 @@ def read(
 
 @contextmanager
 def _attached(module: nn.Module, layers: Sequence[Layer], capture: Callable[[int, Any], None]) -> Iterator[None]:
+    # One hook a module and side: it counts the calls, of which several layers may want different ones.
     wanted: dict[tuple[nn.Module, str], dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     for position, layer in enumerate(layers):
         wanted[module.get_submodule(layer.name), layer.side][layer.call].append(position)

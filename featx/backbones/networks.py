@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections import OrderedDict
@@ -25,6 +24,7 @@ from featx.backbones.tracing import trace, with_measured_layouts
 from featx.backbones.weights import Loaded, Weights, build_with_weights, preset_of, resolve_weights
 from featx.exceptions import BackboneError, WeightsError
 from featx.images.preprocessing import Preset
+from featx.system.forks import at_fork
 
 # A grid search over backbones needs a few at once; a notebook that tries fifty must not hold them all.
 _MOST_LOADED = 8
@@ -216,8 +216,7 @@ def _renew_locks() -> None:
     _SHELF = _Shelf()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
+at_fork(after_in_child=_renew_locks)
 
 
 def _check_image_size(model: str, entry: Entry, built_for: int, shape: tuple[int, int, int]) -> None:

@@ -1,13 +1,24 @@
-"""The command line ``featx``; click loads when it runs."""
+"""The command line ``featx``; click loads when it runs.
+
+In come the words of a shell; out come files, lines on stdout (or one JSON object) and an exit code. A command turns
+words into estimators and stores, and lets them work.
+
+Open ``commands.py`` first (which commands there are), then any one of them, such as ``fit.py`` or ``predict.py``:
+one file each. They share ``options.py`` (words into settings), ``outcomes.py`` (how a command ends: what it prints,
+and its exit code), ``photos.py`` (which files are meant), ``models.py`` (files of fitted models) and ``files.py``
+(tables). ``search.py`` stands on ``scoring.py`` and ``found.py``, ``check.py`` on ``findings.py``; ``report/``
+makes the HTML page of a search.
+
+No law begins here; commands keep those of the rooms below. What is left out or cannot be read is listed once at the
+end, and a file is written whole or not at all (featx/system/writing.py).
+"""
 
 from __future__ import annotations
 
-import os
+import io
 import sys
-import tempfile
 
-# In memory: where it is the only folder that can be written to, as in containers with a read-only root.
-_IN_MEMORY = "/dev/shm"
+from featx.system.temporary import has_temporary_folder
 
 
 def main() -> None:
@@ -17,20 +28,11 @@ def main() -> None:
     except ImportError:
         print('Error: The command line needs click. Run: pip install "featx[cli]"', file=sys.stderr)
         sys.exit(1)
-    if not _has_temporary_folder():
+    if not has_temporary_folder():
         print("Error: A folder that can be written to is expected. Set TMPDIR to one.", file=sys.stderr)
         sys.exit(1)
     from featx.cli.commands import featx
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of photos that its encoding lacks must not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
     featx()
-
-
-def _has_temporary_folder() -> bool:
-    """Whether there is one for the libraries below, which do not load without; the one in memory at the last."""
-    try:
-        tempfile.gettempdir()
-    except FileNotFoundError:
-        if not os.access(_IN_MEMORY, os.W_OK):
-            return False
-        os.environ["TMPDIR"] = tempfile.tempdir = _IN_MEMORY
-    return True

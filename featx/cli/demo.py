@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from pathlib import Path
 
@@ -11,13 +10,15 @@ import numpy as np
 from PIL import Image
 
 from featx.cli.fit import fit
+from featx.cli.found import as_typed
 from featx.cli.options import example
 from featx.cli.predict import predict
 from featx.cli.search import search
 from featx.cli.similar import similar
 
 _PER_CLASS, _SIDE = 12, 32
-_NETWORK = "--image-size 16 --folds 3 --no-cache --quiet"
+_LIGHT = ["--no-cache", "--quiet"]
+_NETWORK = ["--image-size", "16", "--folds", "3", *_LIGHT]
 
 
 @click.command(
@@ -40,18 +41,18 @@ def demo(folder: str | None) -> None:
 def _show(folder: Path) -> None:
     _write_digits(folder / "photos", start=0)
     _write_digits(folder / "new", start=_PER_CLASS, per_class=1)
-    known, new, model = (shlex.quote(str(folder / name)) for name in ("photos", "new", "model.joblib"))
+    known, new, model, seven = (str(folder / name) for name in ("photos", "new", "model.joblib", "new/7/0.png"))
     click.echo(f"{_PER_CLASS} pictures of each digit in {known}, one subfolder per digit; others in {new}.")
-    _run(search, f"{known} --backbones featx_micro --layers all --poolings avg,max {_NETWORK}")
-    _run(fit, f"{known} -o {model} --backbone featx_micro --layers all {_NETWORK}")
-    _run(predict, f"{model} {new} --no-cache --quiet")
-    _run(similar, f"{model} {known} {new}/7/0.png -n 3 --no-cache --quiet")
+    _run(search, known, "--backbones", "featx_micro", "--layers", "all", "--poolings", "avg,max", *_NETWORK)
+    _run(fit, known, "-o", model, "--backbone", "featx_micro", "--layers", "all", *_NETWORK)
+    _run(predict, model, new, *_LIGHT)
+    _run(similar, model, known, seven, "-n", "3", *_LIGHT)
     click.echo("\nNext: the same with photos of your own, and --backbone resnet18. featx COMMAND --help says more.")
 
 
-def _run(command: click.Command, arguments: str) -> None:
-    click.echo(f"\n$ featx {command.name} {arguments}")
-    command.main(shlex.split(arguments), f"featx {command.name}", standalone_mode=False)
+def _run(command: click.Command, *words: str) -> None:
+    click.echo(f"\n$ {as_typed([command.name or '', *words])}")
+    command.main([*words], f"featx {command.name}", standalone_mode=False)
 
 
 def _write_digits(folder: Path, start: int, per_class: int = _PER_CLASS) -> None:

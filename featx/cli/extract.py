@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import click
 import numpy as np
@@ -30,6 +30,7 @@ from featx.cli.options import (
 from featx.cli.outcomes import Broken, Console, broken_of, shown
 from featx.cli.photos import list_photos
 from featx.estimators.extractor import PretrainedFeatureExtractor
+from featx.system.paths import nearby
 from featx.system.writing import replacing
 
 _FILES = (".parquet", ".npy")
@@ -134,7 +135,7 @@ def _extract_shards(
         extract_shards(extractor, paths, output, client=client, shard_size=shard_size)
     there = pyarrow.dataset.dataset(sorted(output.glob("part-*.parquet")), format="parquet")
     broken = there.to_table(columns=["path", "error"], filter=pyarrow.dataset.field("error").is_valid())
-    console.leave_out(Broken(os.path.relpath(row["path"]), row["error"]) for row in broken.to_pylist())
+    console.leave_out(Broken(nearby(row["path"]), row["error"]) for row in broken.to_pylist())
     return len(broken)
 
 
@@ -222,25 +223,25 @@ class _Parquet:
 class _Npy:
     """An array of shape (n_photos, n_features), float32, with what it means in a JSON file beside it."""
 
-    def __init__(self, array: np.memmap) -> None:
-        self._array, self._start = array, 0
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
         self._reasons: list[str | None] = []
 
     @classmethod
     @contextmanager
     def writing(cls, part: Path, output: Path, paths: list[str], names: list[str]) -> Iterator[_File]:
         """Open the file; complete when the context is left without an error."""
-        shape = len(paths), len(names)
-        array = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
-        file = cls(array)
-        yield file
-        array.flush()
+        head = {"descr": "<f4", "fortran_order": False, "shape": (len(paths), len(names))}
+        # Not mapped: some systems rename no file of which a process still has a map.
+        with open(part, "wb") as stream:
+            np.lib.format.write_array_header_1_0(stream, head)
+            file = cls(stream)
+            yield file
         about = {"paths": paths, "columns": names, "errors": file._reasons}
         output.unlink(missing_ok=True)  # an earlier array must never stand beside this one's paths
         with replacing(output.with_name(f"{output.name}.json")) as beside:
             beside.write_text(json.dumps(about), encoding="utf-8")
 
     def add(self, rows: np.ndarray, reasons: list[str | None]) -> None:
-        self._array[self._start : self._start + len(rows)] = rows
-        self._start += len(rows)
+        self._stream.write(np.ascontiguousarray(rows, "<f4").tobytes())
         self._reasons += reasons

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,11 +12,12 @@ from sklearn.model_selection import StratifiedKFold
 from featx.cli.outcomes import Broken, shown
 from featx.cli.scoring import Score
 from featx.estimators.extractor import PretrainedFeatureExtractor
+from featx.system.shell import typed
 
 
 def as_typed(words: Sequence[str]) -> str:
     """A command of featx, as one types it."""
-    return shown(shlex.join(["featx", *words]))
+    return shown(typed(["featx", *words]))
 
 
 @dataclass(frozen=True)

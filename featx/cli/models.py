@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from featx.cli.outcomes import Console, broken_of, one_line, shown
 from featx.estimators.classifier import FineTuneClassifier
 from featx.estimators.extractor import PretrainedFeatureExtractor
 from featx.exceptions import WeightsError
+from featx.system.shell import typed
 from featx.system.writing import replacing
 
 SAFE = ".safetensors"
@@ -69,7 +69,7 @@ def _no_model(path: str) -> click.ClickException | None:
         return None
     return click.ClickException(
         f"{_EXPECTED}, got {path}, a checkpoint of torch's. Learn with it first: featx fit photos/ -o model.joblib "
-        f"--backbone NAME --weights {shlex.quote(path)}"
+        f"--backbone NAME --weights {typed([path])}"
     )
 
 

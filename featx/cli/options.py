@@ -23,14 +23,12 @@ from featx.cli.outcomes import Console
 from featx.estimators.extractor import PretrainedFeatureExtractor
 from featx.exceptions import StoreWarning
 from featx.store import FeatureStore, resolve_store, why_unusable
+from featx.system.temporary import FOLDERS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: Poolings of which one pass over the photos keeps all.
 KEPT_POOLINGS = ("avg", "max", "gem")
-# Where to keep what lasts as long as a command: where the system says ($TMPDIR), which may be a network disk or
-# read-only, as in many containers.
-_PASSING = (None, "/tmp", "/var/tmp", "/dev/shm")
 
 
 def listed(values: Iterable[str]) -> str:
@@ -158,7 +156,7 @@ def _passing_folder() -> Iterator[str]:
 
 def _made_on_local_disk() -> str:
     """A new folder where a store can lie; where there is none, one that cannot be made, of which the store tells."""
-    for parent in _PASSING:
+    for parent in FOLDERS:
         with suppress(OSError):
             folder = tempfile.mkdtemp(prefix="featx-", dir=parent)
             if why_unusable(FeatureStore(folder)) is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import shlex
 import sys
 import traceback
 import warnings
@@ -18,6 +17,7 @@ import click
 from featx.exceptions import FeatxError, ImageError, NotFinite
 from featx.images.walk import LeftOut, told
 from featx.store import KEPT, resolve_store
+from featx.system.shell import typed
 
 _INTERRUPTED = 130
 # Errors whose message says all; of others the kind helps too.
@@ -248,7 +248,7 @@ def _interrupted() -> str:
 
 def _with_options(message: str) -> str:
     """The library's words for parameters as options that can be typed."""
-    message = _FILE_AND_KEY.sub(lambda found: f"--weights {shlex.quote('#'.join(ast.literal_eval(found[1])))}", message)
+    message = _FILE_AND_KEY.sub(lambda found: f"--weights {typed(['#'.join(ast.literal_eval(found[1]))])}", message)
     message = _PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')} ", message)
     return _RANGE.sub(r"\1,\2", message)
 

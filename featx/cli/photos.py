@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -15,6 +14,7 @@ from featx.cli.outcomes import Broken, Console
 from featx.images.classes import list_classes
 from featx.images.formats import choose
 from featx.images.walk import left_out_of, told, walk
+from featx.system.shell import typed
 
 
 def list_photos(paths: Sequence[str], console: Console) -> list[str]:
@@ -73,4 +73,4 @@ def closed_folders(errors: Iterable[OSError]) -> list[Broken]:
 
 
 def _line(path: str, classes: Sequence[str]) -> str:
-    return f"{shlex.quote(path)} --classes {shlex.quote(listed(classes))}"
+    return typed([path, "--classes", listed(classes)])

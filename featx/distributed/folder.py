@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.images.remote import BUCKETS, is_url, patiently
+from featx.system.paths import path_of_url
 from featx.system.writing import replacing, sweep_away
 
 
@@ -31,7 +32,7 @@ class Folder:
         if url.startswith(("http://", "https://")):
             raise ValueError(f"A folder or a bucket is expected, got output={url!r}, which cannot be written to.")
         if url.startswith(("file://", "local://")):
-            url = os.path.abspath(url.partition("://")[2])
+            url = path_of_url(url)
         self.url = url if url.endswith("://") else url.rstrip("/") or url
         self._options = dict(storage_options or {})
 

@@ -12,6 +12,7 @@ from featx.images.formats import Choice, choose
 from featx.images.remote import is_url
 from featx.images.sources import as_items
 from featx.images.walk import HIDDEN, Listing, folders_below, is_hidden, is_of_the_system, left_out_of, told, walk
+from featx.system.paths import with_slashes
 
 # In a pattern, a part "**".
 _DEEP = re.compile(r"(?:^|(?<=/))[*][*](?:/+|$)")
@@ -61,8 +62,8 @@ def _matching(pattern: str, storage_options: Mapping[str, Any] | None) -> Listin
     elif os.path.lexists(pattern):  # also where its name reads like a pattern
         found = Listing([pattern])
     else:
-        matches = (path for path in _expanded(pattern) if not os.path.isdir(path))
-        found = _sorted_out(matches, _asked_for(pattern, os.sep))
+        matches = (path for path in _expanded(with_slashes(pattern)) if not os.path.isdir(path))
+        found = _sorted_out(matches, _asked_for(pattern))
     if found.closed:
         raise found.closed[0]
     if not found.pictures:
@@ -95,7 +96,7 @@ def _matching_far(pattern: str, storage_options: Mapping[str, Any]) -> Listing:
         found = Listing([path])
     elif glob.has_magic(path):
         matches = (name for name, about in files.glob(path, detail=True).items() if about["type"] == "file")
-        found = _sorted_out(matches, _asked_for(path, "/"))
+        found = _sorted_out(matches, _asked_for(path))
     else:
         found = _sorted_out(files.find(path), _below(path, choose()))
     urls = sorted(_as_asked(pattern, path, name) for name in found.pictures)
@@ -111,16 +112,17 @@ def _sorted_out(paths: Iterable[str], why_not: Choice) -> Listing:
         if (reason := why_not(path)) is None:
             found.pictures.append(path)
         else:
-            found.leave_out(path.replace(os.sep, "/").rpartition("/")[2], reason)
+            found.leave_out(with_slashes(path).rpartition("/")[2], reason)
     return found
 
 
-def _asked_for(pattern: str, sep: str) -> Choice:
+def _asked_for(pattern: str) -> Choice:
     """Whatever matches a pattern, but what is of the system and not named in it."""
-    named = set(pattern.split(sep))
+    named = set(with_slashes(pattern).split("/"))
 
     def why_not(path: str) -> str | None:
-        return HIDDEN if any(is_of_the_system(part) and part not in named for part in path.split(sep)) else None
+        parts = with_slashes(path).split("/")
+        return HIDDEN if any(is_of_the_system(part) and part not in named for part in parts) else None
 
     return why_not
 

@@ -10,7 +10,8 @@ from featx.exceptions import UnreadableImage
 
 T = TypeVar("T")
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z][A-Za-z0-9+.-]*)*://")
+# A single letter is a drive, also in "C://photos".
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z][A-Za-z0-9+.-]+)*://")
 # Servers that are busy answer after a while: up to so many tries, with random waits that double, within these seconds.
 _TRIES, _FIRST_WAIT, _LONGEST_WAIT = 8, 0.5, 30.0  # about half a minute, a minute at most
 _TIMEOUT = 60.0  # seconds, of one try

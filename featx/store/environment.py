@@ -16,13 +16,14 @@ from typing import Any, TypeVar
 import lmdb
 
 from featx.exceptions import StoreError
+from featx.system.forks import at_fork
 
 T = TypeVar("T")
 Operation = Callable[[lmdb.Transaction, dict[str, Any]], T]
 
 # Reserved addresses, not memory or disk. Where they are rationed, a smaller map is taken and grown when it is full.
 _MAP_SIZES = (1 << 40, 1 << 34, 1 << 28)
-_MOST_OPEN = 16
+_MOST_OPEN = 16  # each holds files open and a map of addresses
 #: About how many bytes of files a process has mapped into its memory. What was read of a map counts as a process's
 #: memory, and joblib stops a worker whose memory grows by 300 MB.
 MOST_MAPPED = 64 * 2**20
@@ -170,6 +171,7 @@ class _Environment:
                     if write and not self.is_current():
                         raise _Replaced  # a commit into a deleted file would succeed and be lost
                 return result
+            # The transaction is over by now, and nothing of it is left: it may run again.
             except lmdb.MapFullError:
                 self._resize(lambda: 2 * self.lmdb.info()["map_size"])
             except lmdb.MapResizedError:
@@ -178,6 +180,7 @@ class _Environment:
                 with self.entered():
                     self.lmdb.reader_check()
             except lmdb.Error as error:
+                # Another container's process of this number has the place among the readers, and may end.
                 if "temporarily unavailable" not in str(error):
                     raise
                 time.sleep(_PAUSE_S)
@@ -210,7 +213,8 @@ class _Environment:
         """Held while no transaction of this process is open."""
         with self._turn:
             self._turn.wait_for(lambda: not self._resizing)
-            self._resizing = True
+            self._resizing = True  # first, or there might always be a new one
+            # A thread that forks inside of its own transaction would wait for itself: hence the patience.
             self._turn.wait_for(lambda: self._running == 0, patience_s)
         try:
             yield
@@ -266,7 +270,7 @@ def _open(database: Database) -> tuple[lmdb.Environment, bool]:
         "max_dbs": len(database.tables),
         "max_readers": _READER_SLOTS,
         "mode": 0o600,
-        "metasync": False,
+        "metasync": False,  # a crash of the machine may take the last commit back, whose rows are then computed again
         "sync": database.durable,
     }
     try:
@@ -276,7 +280,7 @@ def _open(database: Database) -> tuple[lmdb.Environment, bool]:
         if not _refuses_writing(error):
             raise
         opened, readonly = _map(folder, options | {"readonly": True, "create": False}), True
-    opened.reader_check()
+    opened.reader_check()  # for a reader that was killed, freed pages would be kept for ever
     _check_complete(opened, folder)
     return opened, readonly
 
@@ -346,6 +350,7 @@ def _registered(database: Database) -> _Environment:
     for other in closing:  # outside the lock: a transaction that has to end first may itself be waiting for it
         other.close()
     with _REGISTRY_LOCK:
+        # By its file, since several paths may lead to it: a second map of one file would break the first one's locks.
         environment = _opened(database) or _Environment(database)
         _REGISTRY[environment.key] = _BY_FOLDER[database.folder] = environment
         _REGISTRY.move_to_end(environment.key)
@@ -400,6 +405,7 @@ def disk_bytes(folder: Path) -> int:
         for name in names:
             with contextlib.suppress(OSError):
                 status = os.lstat(os.path.join(root, name))
+                # What is allocated: files have holes, where the system knows any.
                 total += getattr(status, "st_blocks", -(-status.st_size // 512)) * 512
     return total
 
@@ -429,5 +435,4 @@ def _after_fork_in_child() -> None:
     _FORKING, _REGISTRY_LOCK = contextlib.ExitStack(), threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

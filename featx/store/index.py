@@ -36,6 +36,7 @@ _COMPUTED = b"computed"  # among the owners, whose names are longer
 _TASK_SIZE = 32
 
 _STATE = struct.Struct("<QQQqq")  # device, inode, size, mtime_ns, ctime_ns
+_MOST_64 = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Index:
         def look_at(rows: Sequence[int]) -> list[Content | bytes | ImageError]:
             return [(_content_or_error if row in files else digest_or_error)(items, row, self.seed) for row in rows]
 
+        # Each file is looked at before it is read: what changes in between has an older state beside a newer content,
+        # and `_is_settled` keeps it from being remembered.
         files, known = self._known(items.iter_paths())
         out: list[Content | bytes | ImageError | None] = [*known]
         unknown = [row for row, content in enumerate(out) if content is None]
@@ -106,6 +109,7 @@ class Index:
         def delete(txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
             records = {bytes(token): record for token, record in txn.cursor(tables["owners"])}
             owners = {token: _is_gone(record) for token, record in records.items() if token != _COMPUTED}
+            # Listed first, since deleting changes what a cursor goes through.
             for key, token in [(bytes(key), bytes(token)) for key, token in txn.cursor(tables["leases"])]:
                 if owners.get(token, True):
                     txn.delete(key, db=tables["leases"])
@@ -128,6 +132,7 @@ class Index:
 
     def _known(self, paths: Iterable[str | None]) -> tuple[dict[int, _File], list[Content | None]]:
         """Files that are not known to this process, by position, and the content of each path, None where unknown."""
+        # The time before all of them: a file that changes while others are looked at is too young to be trusted.
         seen, seen_ns = MEMORY.files(self.seed), time.time_ns()
         files: dict[int, _File] = {}
         contents: list[Content | None] = []
@@ -135,6 +140,7 @@ class Index:
             content = None
             status = None if path is None else _status(path)
             if path is not None and status is not None:
+                # Not abspath, which takes every path apart: a file of two names is at worst read twice.
                 full = path if path.startswith("/") else os.path.join(os.getcwd(), path)
                 state = _state(status)
                 entry = seen.get(full)
@@ -239,7 +245,8 @@ def _is_settled(file: _File) -> bool:
 
 
 def _state(status: os.stat_result) -> bytes:
-    return _STATE.pack(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    inode = (status.st_ino ^ status.st_ino >> 64) & _MOST_64  # of 128 bits in some file systems of Windows
+    return _STATE.pack(status.st_dev & _MOST_64, inode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _counted(txn: lmdb.Transaction, tables: dict[str, Any]) -> int:
@@ -270,7 +277,7 @@ class Claims:
 
     def __init__(self, index: Index, recipe: bytes) -> None:
         self._database, self._recipe = index.database, recipe
-        self._token = uuid.uuid4().bytes
+        self._token = uuid.uuid4().bytes  # of a call and not of a process, whose threads share work too
         self._held: set[bytes] = set()
         self._ended = threading.Event()
         self._heart: threading.Thread | None = None
@@ -279,7 +286,7 @@ class Claims:
         """Give everything up."""
         self._ended.set()
         if self._heart is not None:
-            self._heart.join()
+            self._heart.join()  # a last beat would bring the owner back
             self._write_if_possible(self._leave)
 
     def take(self, digests: Sequence[bytes], is_there: Callable[[list[bytes]], Sequence[bool]]) -> list[bytes]:
@@ -287,6 +294,8 @@ class Claims:
 
         def claim(txn: lmdb.Transaction, tables: dict[str, Any]) -> list[bytes]:
             free = self._free(txn, tables, digests)
+            # Asked while nobody else can claim or release: whoever released since the look-up has put the rows there
+            # before. The index is always entered before a shelf, so that no two processes wait for each other.
             missing = [digest for digest, there in zip(free, is_there(free), strict=True) if not there]
             for digest in missing:
                 txn.put(self._recipe + digest, self._token, db=tables["leases"])

@@ -29,6 +29,7 @@ class _Table:
         return np.fromiter((find(digest, -1) for digest in digests), dtype=np.intp, count=len(digests))
 
     def add(self, digests: Sequence[bytes], rows: np.ndarray) -> None:
+        # Of twins one, and of rows that are there none: what was handed out once is handed out again, to the last bit.
         first = {digest: position for position, digest in reversed(list(enumerate(digests)))}
         new = [position for digest, position in first.items() if digest not in self.places]
         start, stop = len(self.places), len(self.places) + len(new)
@@ -62,7 +63,7 @@ class Memory:
             if table is None:
                 return np.zeros(len(digests), dtype=bool)
             self._tables.move_to_end(key)
-            places = table.find(digests)
+            places = table.find(digests)  # of this matrix: under the lock, since adding may take a larger one
             known = places >= 0
             out[rows[known]] = table.matrix[places[known]]
             return known

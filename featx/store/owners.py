@@ -37,6 +37,7 @@ class Owner:
     @classmethod
     def here(cls) -> Owner:
         """The process that asks, with a fresh lease."""
+        # By the monotonic clock: the time of day may jump, and would end leases or make them last.
         return cls(_boot(), _namespace(), os.getpid(), _state_and_start(os.getpid())[1], time.monotonic() + LEASE_S)
 
     @classmethod
@@ -51,6 +52,7 @@ class Owner:
     def is_gone(self) -> bool:
         """Whether it can no longer finish its work: its lease ran out, or its process or system ended."""
         left = self.expires - time.monotonic()
+        # More than a whole lease left: it was written before a restart that this system does not tell of.
         if self.boot != _boot() or not 0 <= left <= LEASE_S:
             return True
         if not self.started or self.namespace != _namespace():

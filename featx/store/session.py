@@ -156,7 +156,7 @@ class Session:
 
     def put(self, digests: Sequence[bytes], parts: dict[Column, np.ndarray], groups: Sequence[Group]) -> None:
         """Keep computed rows, and let others have the images."""
-        for column, rows in parts.items():
+        for column, rows in parts.items():  # first, since the disk may refuse
             MEMORY.add((self.seed, self._recipe, column), digests, rows)
         size = parse_size(self._store.max_size)
         row_bytes = 2 * sum(part[:1].nbytes for part in parts.values())  # with what the database needs around it
@@ -173,7 +173,7 @@ class Session:
             _forgive(self._store)
 
         self._try(write, lambda: None)
-        self.release(digests)
+        self.release(digests)  # at the last: whoever then claims them finds the rows
 
     def release(self, digests: Sequence[bytes]) -> None:
         """Let others have images that cannot be computed here."""
@@ -204,7 +204,7 @@ class Session:
         return 0 if self._opened is None else self._opened.seed
 
     def _try(self, attempt: Callable[[], T], otherwise: Callable[[], T]) -> T:
-        for _ in range(2):
+        for _ in range(2):  # once more after mending
             if self._off:
                 return otherwise()
             try:

@@ -88,6 +88,7 @@ class Shelf:
                         if (values := self._values(record, place, digests[j])) is not None
                     }
                     found[list(new), i] = True
+                    # Joined, to be copied at once and not row by row.
                     out[i][rows[list(new)]] = np.frombuffer(b"".join(new.values()), "<f4").reshape(-1, column.width)
             used = [digests[j] for j in np.flatnonzero(found.any(axis=1)).tolist()]
             stale.extend(_stale(txn, tables["used"], used))
@@ -95,7 +96,7 @@ class Shelf:
         self.database.read(look, len(digests) * len(columns), 4 * max(column.width for column in columns))
         with suppress(OSError):
             os.utime(self.database.folder)  # for `prune`: the recipe was used
-        if stale:
+        if stale:  # seldom: reading must not write every time
             with suppress(StoreError):  # of a store that can only be read
                 self.database.write(lambda txn, tables: _stamp(txn, tables["used"], stale))
         return found
@@ -116,6 +117,7 @@ class Shelf:
 
     def put(self, digests: Sequence[bytes], parts: dict[Column, np.ndarray], groups: Sequence[Group]) -> None:
         """Keep rows, one array (n, width) per column of the groups."""
+        # Before the transaction, during which no other process can write.
         records = [
             (_prefix(group) + digest, record)
             for group in groups
@@ -123,7 +125,7 @@ class Shelf:
         ]
 
         def write(txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
-            for group in groups:
+            for group in groups:  # in the same commit: records without their group mean nothing
                 txn.put(b"group " + _prefix(group), json.dumps(group).encode(), db=tables["meta"])
             for key, record in records:
                 txn.put(key, record, db=tables["rows"])
@@ -246,7 +248,7 @@ def _checksum(values: bytes, seed: int, position: int) -> bytes:
 
 
 def _stamp(txn: lmdb.Transaction, used: Any, digests: Sequence[bytes]) -> None:
-    now = int(time.time() * 1000).to_bytes(8, "big")
+    now = int(time.time() * 1000).to_bytes(8, "big")  # whose bytes sort as the numbers do
     for digest in digests:
         txn.put(digest, now, db=used)
 

@@ -20,6 +20,7 @@ from featx.store.index import Index
 from featx.store.memory import MEMORY
 from featx.store.places import NoPlace, check_local, default_folder, full_path, parse_size
 from featx.store.shelf import Shelf
+from featx.system.writing import is_linked
 
 #: Version of the layout on disk. Another version has a folder of its own beside this one.
 SCHEMA = "v1"
@@ -313,6 +314,7 @@ class _Opened:
             shutil.rmtree(draft, ignore_errors=True)
             self.discard(shelf.database)
             return
+        # What others wrote since the copy goes with the old file, and is computed again when it is asked for.
         self._bury(shelf.database)
         try:
             draft.rename(shelf.database.folder)
@@ -354,8 +356,8 @@ class _Opened:
             shelf.database.close()
 
     def _bury(self, database: Database) -> None:
-        database.close()
-        try:
+        database.close()  # some systems rename no folder with open files
+        try:  # renamed and then deleted: whoever opens it meanwhile finds all of it or nothing
             database.folder.rename(self.root / "trash" / uuid.uuid4().hex)
         except FileNotFoundError:
             return
@@ -395,7 +397,10 @@ def _digests(shelf: Shelf) -> list[bytes]:
 
 
 def _seed(file: Path) -> int:
-    """The number in a file, drawn by whoever comes first; drawn anew where the file was damaged."""
+    """The number in a file, drawn by whoever comes first; drawn anew where the file was damaged.
+
+    Digests depend on it: two pictures that share one in some store do so in no other.
+    """
     for _ in range(3):
         is_damaged = False
         try:
@@ -407,12 +412,9 @@ def _seed(file: Path) -> int:
         draft = file.with_name(f"draft-{uuid.uuid4().hex}")
         try:
             _write_to_disk(draft, secrets.token_hex(8))
-            if is_damaged:
+            # A link and no rename: whoever comes second must not change what the first has begun to use.
+            if is_damaged or not is_linked(draft, file):
                 draft.replace(file)
-            else:
-                os.link(draft, file)
-        except FileExistsError:
-            continue
         finally:
             draft.unlink(missing_ok=True)
     raise ValueError(f"{file} holds no number")

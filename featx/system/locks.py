@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from contextlib import AbstractContextManager
+
+from featx.system.forks import at_fork
 
 _ALL: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
 
@@ -30,5 +31,4 @@ def _renew() -> None:
         lock._lock = threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+at_fork(after_in_child=_renew)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from typing import ParamSpec, TypeVar
 
+from featx.system.forks import at_fork
 from featx.system.locks import ForkSafeLock
 
 T = TypeVar("T")
@@ -119,5 +119,4 @@ def _after_fork_in_child() -> None:
     _child = _ForkedChild() if "torch" in sys.modules else None
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+at_fork(after_in_child=_after_fork_in_child)

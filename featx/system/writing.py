@@ -32,7 +32,7 @@ def replacing(path: Path, sweep: bool = True, link: bool = False) -> Iterator[Pa
     part = path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         yield part
-        if not (link and _is_linked(part, path)):
+        if not (link and is_linked(part, path)):
             os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -46,7 +46,7 @@ def sweep_away(folder: Path, names: str) -> None:
             left.unlink(missing_ok=True)
 
 
-def _is_linked(part: Path, path: Path) -> bool:
+def is_linked(part: Path, path: Path) -> bool:
     """Whether the file is there now, as a second name of the temporary one or as somebody else's."""
     try:
         os.link(part, path)

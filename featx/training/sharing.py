@@ -70,7 +70,8 @@ def load_fitted(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], 
             about["params"] = {
                 name: tuple(value) if isinstance(value, list) else value for name, value in about["params"].items()
             }
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 no mapping
+            # Copies: a tensor that lies in the file changes with it, and keeps some systems from replacing the file.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, about  # noqa: SIM118 no mapping
     except FileNotFoundError:
         raise
     except (SafetensorError, KeyError, ValueError, OSError) as error:
