@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from releases import warnings_to_ignore
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.modules import module as torch_module
@@ -22,6 +23,11 @@ from featx import load_image_folder
 
 DATA = Path(os.environ.get("FEATX_DATA", Path(__file__).parents[2] / "shared"))
 SQUEEZENET = DATA / "weights" / "squeezenet1_1-imagenet-features.safetensors"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for warning in warnings_to_ignore():
+        config.addinivalue_line("filterwarnings", warning)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
