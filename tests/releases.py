@@ -1,11 +1,18 @@
-"""Warnings of libraries that only some of their releases give, and that say nothing of featx."""
+"""What only some releases of libraries have: features to skip without, and warnings that say nothing of featx."""
 
 from __future__ import annotations
 
 from importlib.metadata import version
 from typing import NamedTuple
 
+import pytest
 from packaging.version import Version
+
+from featx import FineTuneClassifier
+
+needs_callbacks = pytest.mark.skipif(
+    not hasattr(FineTuneClassifier, "set_callbacks"), reason="scikit-learn < 1.9 has no callbacks"
+)
 
 
 class Known(NamedTuple):

@@ -10,9 +10,9 @@ import pytest
 import sklearn
 import torch
 from conftest import counting_images
+from releases import needs_callbacks
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.callback import ProgressBar
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_digits
 from sklearn.ensemble import AdaBoostClassifier, BaggingClassifier, StackingClassifier
@@ -163,6 +163,7 @@ def test_metadata_routing_passes_weights_to_fit_and_score() -> None:
             search.fit(X, Y, sample_weight=weights)
 
 
+@needs_callbacks
 def test_callback_on_a_grid_search_sees_every_epoch_of_every_fit() -> None:
     recorder = Recorder()
     search = GridSearchCV(classifier(epochs=3), {"freeze": ["all", -1]}, cv=2)
@@ -172,6 +173,7 @@ def test_callback_on_a_grid_search_sees_every_epoch_of_every_fit() -> None:
     assert search.best_estimator_.n_iter_ == 3
 
 
+@needs_callbacks
 def test_callback_on_a_grid_search_ends_training_early() -> None:
     stopping = Recorder(stop_after=1)
     search = GridSearchCV(classifier(epochs=3), {"freeze": ["all"]}, cv=2)
@@ -181,8 +183,11 @@ def test_callback_on_a_grid_search_ends_training_early() -> None:
     assert search.score(X, Y) > 0.8
 
 
+@needs_callbacks
 def test_progress_bar_shows_a_grid_search(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rich", reason="scikit-learn's progress bars are drawn by rich")
+    from sklearn.callback import ProgressBar
+
     search = GridSearchCV(classifier(), {"freeze": ["all"]}, cv=2)
     search.set_callbacks(ProgressBar()).fit(X, Y)
     assert "epoch" in capsys.readouterr().out or search.best_estimator_.n_iter_ == 2

@@ -38,7 +38,7 @@ def listed(values: Iterable[str]) -> str:
     return line.getvalue()
 
 
-class Listed(click.ParamType[list[str | int]]):
+class Listed(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
     """Values with commas between them, as a list; those that hold commas are in double quotes, as in CSV files.
 
     Parameters
@@ -68,7 +68,7 @@ class Listed(click.ParamType[list[str | int]]):
         return list(dict.fromkeys(map(_number_or_name, parts) if self.numbers else parts))
 
 
-class Limits(click.ParamType[Any]):
+class Limits(click.ParamType):  # type: ignore[type-arg]
     """Two numbers with a comma between, the lower first; or the word "auto"."""
 
     name = "LOW,HIGH"

@@ -64,6 +64,9 @@ class Folder:
 
         def read() -> list[bytes]:
             found = files.cat_ranges(names, [stop - n_bytes for stop in stops], stops, on_error="raise")
+            for part in found:
+                if isinstance(part, BaseException):  # from releases of fsspec that do not heed on_error
+                    raise part
             return [*map(bytes, found)]
 
         return patiently(read)

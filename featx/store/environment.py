@@ -179,6 +179,8 @@ class _Environment:
             except lmdb.ReadersFullError:
                 with self.entered():
                     self.lmdb.reader_check()
+            except lmdb.BadRslotError:
+                continue  # older releases of lmdb free the parent's place when a forked child closes its copy
             except lmdb.Error as error:
                 # Another container's process of this number has the place among the readers, and may end.
                 if "temporarily unavailable" not in str(error):
