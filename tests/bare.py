@@ -101,11 +101,11 @@ def _unless_held(function: Callable[..., Any], places: int, is_held: Callable[[s
 
 def run(*words: str) -> None:
     """A command, which must succeed."""
-    from click.testing import CliRunner
+    from commands import runner
 
     from featx.cli.commands import featx
 
-    result = CliRunner().invoke(featx, [*words])
+    result = runner().invoke(featx, [*words])
     assert result.exit_code == 0, (words, result.output, result.exception)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from commands import runner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import encode
@@ -29,7 +30,7 @@ RNG = np.random.default_rng(0)
 
 
 def run(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(featx, ["check", *map(str, arguments)])
+    result = runner().invoke(featx, ["check", *map(str, arguments)])
     assert result.exit_code == code, (result.output, result.exception)
     return result
 

@@ -23,7 +23,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
+from commands import runner
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import colours, damaged_png, encode, photo, png_header
@@ -102,7 +103,7 @@ def break_some(folder: Path) -> list[str]:
 
 
 def run(*arguments: object, code: int = 0, **more: Any) -> Result:
-    result = CliRunner().invoke(featx, [str(argument) for argument in arguments], **more)
+    result = runner().invoke(featx, [str(argument) for argument in arguments], **more)
     assert result.exit_code == code, (result.output, result.exception)
     return result
 

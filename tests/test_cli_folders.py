@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from commands import runner
 from pictures import encode
 from PIL import Image
 
@@ -53,7 +54,7 @@ def without_heif(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(featx, [str(argument) for argument in arguments])
+    result = runner().invoke(featx, [str(argument) for argument in arguments])
     assert result.exit_code == code, (result.output, result.exception)
     return result
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 import xxhash
-from click.testing import CliRunner, Result
+from click.testing import Result
+from commands import runner
 from conftest import relative_difference
 from hypothesis import given
 from hypothesis import strategies as st
@@ -626,7 +627,7 @@ def test_lazily_opened_pil_image_keeps_one_digest(tmp_path):
 
 
 def run(*words: object) -> Result:
-    result = CliRunner().invoke(featx, [*map(str, words)])
+    result = runner().invoke(featx, [*map(str, words)])
     assert result.exit_code == 0, (result.output, result.exception)
     return result
 
@@ -659,9 +660,7 @@ def test_command_line_says_what_makes_a_file_readable(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("limits", ["4095", "9,3", "a,b", "0,inf", "1,2,3", "nan,1"])
 def test_limits_that_are_none_are_told(limits, tmp_path):
-    result = CliRunner().invoke(
-        featx, ["extract", str(tmp_path), "-o", str(tmp_path / "x.npy"), "--pixel-range", limits]
-    )
+    result = runner().invoke(featx, ["extract", str(tmp_path), "-o", str(tmp_path / "x.npy"), "--pixel-range", limits])
     assert result.exit_code == 2
     assert "such as 0,4095" in result.output
 

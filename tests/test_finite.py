@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
+from commands import runner
 from conftest import counting_images
 from networks import Growing
 from PIL import Image
@@ -269,6 +270,6 @@ def test_predict_says_what_is_wrong_with_weights_that_have_changed(poisoned: str
 
 
 def _run(*words: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(featx, [*map(str, words)])
+    result = runner().invoke(featx, [*map(str, words)])
     assert result.exit_code == code, result.output
     return result

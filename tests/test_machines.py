@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from children import in_child
-from click.testing import CliRunner
+from commands import runner
 from conftest import SQUEEZENET
 from PIL import Image
 from sklearn.base import clone
@@ -338,7 +338,7 @@ def test_commands_go_on_without_keeping_and_say_so_once(trouble: None, photos: P
         ["similar", "featx_micro", photos, one],
     ]
     for command in commands:
-        results = [CliRunner().invoke(featx, [*map(str, command), *more]) for more in ([], ["--no-cache"])]
+        results = [runner().invoke(featx, [*map(str, command), *more]) for more in ([], ["--no-cache"])]
         assert [result.exit_code for result in results] == [0, 0], [result.output for result in results]
         kept, alone = results
         assert kept.stderr.count("FEATX_CACHE") == kept.stderr.count("--no-cache") == 1
@@ -359,7 +359,7 @@ def test_interrupt_ends_as_ever_where_nothing_is_kept(
 
     monkeypatch.setattr("featx.activations.engine.Recipe._parts", interrupt)
     for more in ([], ["--no-cache"]):
-        result = CliRunner().invoke(featx, ["search", str(photos), "--backbones", "featx_micro", *more])
+        result = runner().invoke(featx, ["search", str(photos), "--backbones", "featx_micro", *more])
         assert result.exit_code == 130
         assert result.stderr.splitlines()[-1] == "Interrupted."
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from commands import runner
 from pictures import encode
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
@@ -66,7 +66,7 @@ def photos(tmp_path: Path) -> Path:
 
 def search(photos: Path, report: Path, *more: str, code: int = 0) -> dict[str, Any]:
     words = ["search", str(photos), "--backbones", "featx_micro", "--poolings", "avg,max", "--report", str(report)]
-    result = CliRunner().invoke(command_line, [*words, *more, "--json"])
+    result = runner().invoke(command_line, [*words, *more, "--json"])
     assert result.exit_code == code, (result.output, result.exception)
     return json.loads(result.stdout) if code == 0 else {"stderr": result.stderr}
 
@@ -221,12 +221,12 @@ def test_python_in_the_report_finds_the_accuracy_again(photos: Path, tmp_path: P
     program, *words = shlex.split(command)
     assert program == "featx"
     (tmp_path / "report.html").unlink()
-    again = CliRunner().invoke(command_line, words)
+    again = runner().invoke(command_line, words)
     assert json.loads(again.stdout)["leaderboard"] == told["leaderboard"]
     assert (tmp_path / "report.html").exists()
     assert told["leaderboard"][0]["weights"] is None
     assert "featx_micro (random)" in page.text
-    fitted = CliRunner().invoke(command_line, [*shlex.split(fit)[1:], "-o", str(tmp_path / "m.joblib"), "--json"])
+    fitted = runner().invoke(command_line, [*shlex.split(fit)[1:], "-o", str(tmp_path / "m.joblib"), "--json"])
     assert json.loads(fitted.stdout)["accuracy"] == told["leaderboard"][0]["accuracy"]
     (broken,) = told["broken"]
     assert f"{broken['path']} : {broken['reason']}" in page.text

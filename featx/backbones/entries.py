@@ -13,10 +13,10 @@ from typing import Any, cast
 import torch
 import xxhash
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from featx.backbones import micro
 from featx.backbones.entry import Entry
+from featx.backbones.skeletons import ParametersMadeWith
 from featx.backbones.table import EMBEDDED, Family, family_of
 from featx.backbones.timm_models import PREFIX, cannot_be_built, timm_entry
 from featx.exceptions import WeightsError
@@ -39,24 +39,6 @@ def entry_of(name: str) -> Entry:
     if name.startswith(PREFIX):
         return timm_entry(name.removeprefix(PREFIX))
     return _EmbeddedEntry(name, family_of(name)) if name == EMBEDDED else _TableEntry(name, family_of(name))
-
-
-class ParametersMadeWith(TorchFunctionMode):
-    """While it is entered, new parameters get an argument that their module leaves open.
-
-    ``dtype=torch.float32`` makes a seed stand for one network whatever the default dtype is; ``device="meta"`` makes
-    parameters take neither memory nor initialisation, while the numbers that builders compute with stay real.
-    """
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__()
-        self._arguments = arguments
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.empty:
-            kwargs |= {name: value for name, value in self._arguments.items() if kwargs.get(name) is None}
-        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True)

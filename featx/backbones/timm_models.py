@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from featx.backbones.skeletons import ParametersMadeWith
 from featx.backbones.tracing import Call
 from featx.exceptions import BackboneError, WeightsError
 from featx.images.preprocessing import Preset, SquashPreset
@@ -117,8 +118,8 @@ class TimmEntry:
 
     def skeleton(self, weights: str = "", side: int | None = None) -> nn.Module:
         """Construct it on the meta device."""
-        with private_generator(0), torch.device("meta"):
-            return self.build(weights, side)
+        with private_generator(0), ParametersMadeWith(device="meta"):
+            return self.build(weights, side).to("meta")
 
     def resized(self, module: nn.Module, weights: str, side: int) -> nn.Module:
         """The network with the same weights for images of another side: timm resamples what depends on it."""

@@ -15,9 +15,10 @@ from torch import nn
 from featx.backbones.addresses import Address, plain_address, split_address
 from featx.backbones.catalogue import Backbone
 from featx.backbones.checkpoints import read_checkpoint
-from featx.backbones.entries import ParametersMadeWith, entry_of, preset_from
+from featx.backbones.entries import entry_of, preset_from
 from featx.backbones.fingerprint import digest_of_tensors
 from featx.backbones.readings import OPTIONAL, Demand, Reading, fullest_of_agreeing, readings_of, rearranged
+from featx.backbones.skeletons import ParametersMadeWith
 from featx.backbones.table import EMBEDDED
 from featx.backbones.timm_models import PREFIX
 from featx.exceptions import WeightsError
