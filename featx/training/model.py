@@ -14,6 +14,7 @@ from featx.activations.engine import check_weights_reach
 from featx.activations.plan import FeaturePlan
 from featx.backbones.layers import Architecture
 from featx.backbones.networks import Network, NetworkSpec
+from featx.system.devices import move, to_host
 from featx.system.randomness import private_generator
 from featx.training.split import Split
 from featx.training.tuned import TunedNetwork, make_head
@@ -74,7 +75,7 @@ class Model:
         """
         with private_generator(seed):
             head = make_head(self.plan.shape[-1], self.hidden, self.n_outputs, self.dropout)
-        head = head.to(self.device, torch.float32)
+        head = move(head, self.device, torch.float32)
         module = None if self.split.head_only else self._module()
         if tensors is not None:
             may_change = set() if module is None else set(self.split.names(module))
@@ -137,7 +138,7 @@ class Built:
         if self.module is not None:
             state = self.module.state_dict()
             tensors |= {_NETWORK + name: state[name] for name in self.model.split.names(self.module)}
-        return {name: value.detach().cpu().clone() for name, value in tensors.items()}
+        return {name: to_host(value.detach()).clone() for name, value in tensors.items()}
 
     def _depths(self) -> dict[str, int]:
         """For each module, how many stages end at or after it; modules that are not called count as the deepest."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from featx.activations.plan import FeaturePlan
 from featx.activations.pooling import pool
+from featx.system.devices import to_double
 
 # A feature that hardly varies is left as it is.
 _LEAST_SPREAD = 1e-6
@@ -51,8 +52,7 @@ class TunedNetwork(nn.Module):
         A BLAS adds up the products of a row in an order that depends on how many rows there are. In double precision
         that order leaves no trace in a float32, however near to zero a score is.
         """
-        rows = self.features(values)
-        rows = rows.to("cpu" if rows.device.type == "mps" else rows.device, torch.float64)
+        rows = to_double(self.features(values))
         for layer in self.head:
             rows = _linear_in_double(layer, rows) if isinstance(layer, nn.Linear) else layer(rows)
         return rows.float()
