@@ -22,7 +22,7 @@ from featx.images.loading import iter_batches
 from featx.images.preprocessing import Preprocessing
 from featx.images.sources import Items
 from featx.system import threads
-from featx.system.devices import kind_of, move, to_host, undisturbed
+from featx.system.devices import in_memory, kind_of, move, to_host, undisturbed
 from featx.system.locks import ForkSafeLock
 
 # Up to this many values torch sends a batch of one past oneDNN (aten/src/ATen/native/Convolution.cpp, use_mkldnn).
@@ -220,7 +220,8 @@ class Recipe:
 
         TALLY.add(len(tiles))
         # The lock: all clones share the module, and one thread's taps would see another's images.
-        with torch.inference_mode(), network.lock, undisturbed(self.device):
+        needs = in_memory(self.device, f"a batch of {len(tiles)} images")
+        with torch.inference_mode(), network.lock, undisturbed(self.device), needs:
             module = network.reading(by_layer)
             found = [read_some(some) for some in tiles.chunk(-(-len(tiles) // self._at_once))]
         parts = found[0] if len(found) == 1 else [torch.cat(part) for part in zip(*found, strict=True)]

@@ -131,7 +131,7 @@ class TunedEstimator(NetworkEstimator):
     @contextmanager
     def _in_words(self, device: str) -> Iterator[None]:
         """What torch says of too little memory or too small batches, in words that help; memory is given back."""
-        from featx.system.devices import in_memory
+        from featx.system.devices import give_back, in_memory
 
         advice = (
             f'Lower batch_size, or freeze more than freeze={self.freeze!r}; precision="bfloat16" halves most of it.'
@@ -147,6 +147,8 @@ class TunedEstimator(NetworkEstimator):
                 f"{self.batch_norm!r}, got one image whose maps are 1 x 1, with batch_size={self.batch_size}. Set "
                 'batch_norm="frozen", or train on two images or more with batch_size=2 or more.'
             ) from error
+        finally:
+            give_back(device)
 
     def _set_fitted(
         self, labels: Labels, tensors: Tensors, history: History, shape: tuple[int, int, int], *, goes_on: bool

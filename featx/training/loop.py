@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from featx.activations.engine import DTYPES
-from featx.system.devices import autocast, gradient_scaler, move, to_host, undisturbed
+from featx.system.devices import autocast, gradient_scaler, in_memory, move, to_host, undisturbed
 from featx.system.randomness import Draws
 from featx.training.schedule import Schedule
 from featx.training.targets import Targets, losses
@@ -118,8 +118,8 @@ class Loop:
         self._mixing = np.random.default_rng(settings.seed)
         kind = torch.float32 if self.targets.multilabel else torch.int64
         self._codes = move(torch.from_numpy(self.targets.codes), settings.device, kind)
-        weights = move(torch.from_numpy(self.targets.weights), settings.device, torch.float32)
-        self._weights = None if bool((weights == 1).all()) else weights
+        weights = torch.from_numpy(self.targets.weights).float()
+        self._weights = None if bool((weights == 1).all()) else move(weights, settings.device)
         network = self.network(True)
         self._live = _changing(network)
         self._drawing = self._draws.drawn_from if network.may_draw else nullcontext
@@ -257,7 +257,8 @@ def outputs_of(
         for batch in stream:
             # A lone small image would be convolved by another routine, with other rounding.
             company = torch.cat([batch, batch]) if len(batch) == 1 else batch
-            with undisturbed(settings.device), autocast(settings.device, settings.dtype):
+            needs = in_memory(settings.device, f"batch_size={settings.batch_size}")
+            with undisturbed(settings.device), autocast(settings.device, settings.dtype), needs:
                 parts.append(to_host(function(move(company, settings.device))[: len(batch)].float()))
     return torch.cat(parts)
 

@@ -14,7 +14,7 @@ from featx.activations.engine import check_weights_reach
 from featx.activations.plan import FeaturePlan
 from featx.backbones.layers import Architecture
 from featx.backbones.networks import Network, NetworkSpec
-from featx.system.devices import move, to_host
+from featx.system.devices import fill, move, to_host
 from featx.system.randomness import private_generator
 from featx.training.split import Split
 from featx.training.tuned import TunedNetwork, make_head
@@ -96,7 +96,7 @@ class Model:
 
 @dataclass
 class Built:
-    """A network in memory.
+    """A network in memory, until it is closed.
 
     Attributes
     ----------
@@ -140,6 +140,12 @@ class Built:
             tensors |= {_NETWORK + name: state[name] for name in self.model.split.names(self.module)}
         return {name: to_host(value.detach()).clone() for name, value in tensors.items()}
 
+    def close(self) -> None:
+        """Let go of its tensors' memory: a traced network refers to itself, and Python may find that out much later."""
+        for part in (self.module, self.head):
+            if part is not None:
+                part.to("meta")
+
     def _depths(self) -> dict[str, int]:
         """For each module, how many stages end at or after it; modules that are not called count as the deepest."""
         architecture = self.model.architecture
@@ -163,7 +169,7 @@ def _load(part: nn.Module | None, tensors: Tensors, may_change: set[str], parame
             "anew with warm_start=False."
         )
     for name, value in tensors.items():  # MNASNet's own way of loading refuses a part
-        own[name].copy_(value)
+        fill(own[name], value)
 
 
 def _within(tensors: Mapping[str, torch.Tensor], prefix: str) -> Tensors:
