@@ -66,10 +66,10 @@ def test_features_are_those_of_the_cpu_and_come_back_to_it(second: SecondDevice,
 
 @pytest.mark.parametrize("module", [InPlace, Many])
 def test_a_users_module_is_read_on_any_device_and_left_on_its_own(second: SecondDevice, module: Any) -> None:
-    here = module()
+    here, images = module(), torch.rand(7, 3, 8, 8)
     there = pickle.loads(pickle.dumps(here)).to(NAME)
     rows = [
-        extractor(network, preprocess=lambda image: torch.ones(3, 8, 8), layers=-1, device=device).transform(IMAGES)
+        extractor(network, preprocess=None, layers=-1, device=device).transform(images)
         for network in (here, there)
         for device in ("cpu", NAME)
     ]
@@ -291,6 +291,20 @@ def test_settings_stay_full_until_the_last_thread_has_left() -> None:
     assert owner.value == "ieee"
     leave.set()
     thread.join()
+    assert owner.value == "tf32"
+
+
+def test_a_forked_child_finds_as_before_what_another_thread_had_changed() -> None:
+    owner = Precise("tf32")
+    full = FullFloat32(Setting.of(owner, "value", "ieee"))
+    gone = threading.Thread(target=full.__enter__)  # which never leaves, as in a child
+    gone.start()
+    gone.join()
+    assert owner.value == "ieee"
+    full.after_fork()
+    assert owner.value == "tf32"
+    with full:
+        assert owner.value == "ieee"
     assert owner.value == "tf32"
 
 
