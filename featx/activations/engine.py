@@ -219,8 +219,8 @@ class Recipe:
             return [to_host(part[: len(some)]) for of_layer in found for part in of_layer]  # without the company
 
         TALLY.add(len(tiles))
-        # The lock: all clones share the module, and one thread's taps would see another's images.
         needs = in_memory(self.device, f"a batch of {len(tiles)} images")
+        # The lock: all clones share the module, and one thread's taps would see another's images.
         with torch.inference_mode(), network.lock, undisturbed(self.device), needs:
             module = network.reading(by_layer)
             found = [read_some(some) for some in tiles.chunk(-(-len(tiles) // self._at_once))]
