@@ -8,7 +8,7 @@ NOTEBOOK := .venv-notebook
 NOTEBOOK_PYTHON ?= python3.13
 BROWSER := $(VENV)/.browser
 
-.PHONY: demo test test-oldest test-notebook test-processors lint bench release clean
+.PHONY: demo test test-oldest test-notebook test-processors test-gpu lint bench release clean
 .DELETE_ON_ERROR:
 
 $(READY): setup.cfg pyproject.toml
@@ -68,6 +68,11 @@ test-processors: $(READY)
 	$(AVX2) $(BIN)/python -m pytest $(NUMERIC) $(PYTEST_ARGS)
 	$(SSE4) $(BIN)/python -m pytest $(NUMERIC) $(PYTEST_ARGS)
 	$(AVX512) $(BIN)/python -m pytest $(NUMERIC) $(PYTEST_ARGS)
+
+# What only a GPU can show: the tests marked gpu. FEATX_TEST_DEVICE=cuda:1 takes another, FEATX_TEST_DEVICE=cpu tries
+# the tests themselves where there is none.
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu tests $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -37,6 +37,10 @@ MODULES = {
     for path in ROOT.rglob("*.py")
 }
 
+# Of torch, and of its tensors and modules: what is not the same on every device.
+DEVICE_PARTS = {"cuda", "mps", "xpu", "cpu", "amp", "autocast", "backends", "OutOfMemoryError", "default_generator"}
+DEVICE_NAME = re.compile(r"(cuda|mps|xpu)(:\d+)?")
+
 
 def imports_of(path: Path) -> set[str]:
     """Modules of featx that a file imports, at its top, in a function or for its annotations."""
@@ -103,6 +107,20 @@ def test_room_says_what_it_is_and_names_files_that_are_there(room: str) -> None:
     assert re.search(r"\b[Ll]aws? ", said)
     assert not [name for name in inside if not (ROOT / room / name).is_file()]
     assert not [name for name in names if name.startswith("featx/") and not (ROOT.parent / name).is_file()]
+
+
+def names_of_devices(path: Path) -> set[str]:
+    """What a file names of a kind of devices: torch's parts for it, and texts that torch would take as a device."""
+    tree = ast.parse(path.read_text())
+    parts = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & DEVICE_PARTS
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return parts | {text for text in texts if DEVICE_NAME.fullmatch(text)}
+
+
+def test_kinds_of_devices_are_named_in_one_file_alone() -> None:
+    found = {name: names for name, path in MODULES.items() if (names := names_of_devices(path))}
+    assert found.keys() == {"featx.system.devices"}
+    assert found["featx.system.devices"] >= {"cuda", "mps"}  # the search finds what there is
 
 
 def test_public_names_are_there_and_documented() -> None:

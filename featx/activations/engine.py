@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -22,17 +22,11 @@ from featx.images.loading import iter_batches
 from featx.images.preprocessing import Preprocessing
 from featx.images.sources import Items
 from featx.system import threads
+from featx.system.devices import in_memory, kind_of, move, to_host, undisturbed
 from featx.system.locks import ForkSafeLock
 
 # Up to this many values torch sends a batch of one past oneDNN (aten/src/ATen/native/Convolution.cpp, use_mkldnn).
 _LONE_IMAGE_VALUES = 20480
-
-# Where CUDA may round float32 to TF32, for speed.
-_TF32 = (
-    [(torch.backends.cudnn.conv, "fp32_precision", "ieee"), (torch.backends.cuda.matmul, "fp32_precision", "ieee")]
-    if hasattr(torch.backends.cudnn, "conv")  # torch 2.9
-    else [(torch.backends.cudnn, "allow_tf32", False), (torch.backends.cuda.matmul, "allow_tf32", False)]
-)
 
 # On a CPU a batch is cut until no module's output is larger: a C library hands larger blocks back to the system at once
 # (glibc those from 32 MiB on), and getting them anew page by page costs up to half as much as the arithmetic.
@@ -216,17 +210,18 @@ class Recipe:
             return [part.flatten(1) for part in parts]
 
         def read_some(some: torch.Tensor) -> list[torch.Tensor]:
-            images = self.preprocessing.finish(some.to(self.device))
+            images = self.preprocessing.finish(move(some, self.device))
             # In the layout of the weights: in another, every convolution would turn its input.
             images = _in_company(images.to(self.dtype)).contiguous(memory_format=torch.channels_last)
             found = read(module, images, list(by_layer), reduce)
             for layer, parts in zip(by_layer, found, strict=True):
                 check_rows(layer, parts[0], len(images))
-            return [part[: len(some)].cpu() for of_layer in found for part in of_layer]  # without the company
+            return [to_host(part[: len(some)]) for of_layer in found for part in of_layer]  # without the company
 
         TALLY.add(len(tiles))
+        needs = in_memory(self.device, f"a batch of {len(tiles)} images")
         # The lock: all clones share the module, and one thread's taps would see another's images.
-        with torch.inference_mode(), network.lock, undisturbed(self.device):
+        with torch.inference_mode(), network.lock, undisturbed(self.device), needs:
             module = network.reading(by_layer)
             found = [read_some(some) for some in tiles.chunk(-(-len(tiles) // self._at_once))]
         parts = found[0] if len(found) == 1 else [torch.cat(part) for part in zip(*found, strict=True)]
@@ -238,8 +233,8 @@ class Recipe:
         calls = self.architecture.calls
         largest = max(math.prod(shape) // 2 for call in calls for shape in (call.shape, call.input_shape))
         fit = _LARGEST_BYTES // (largest * self.dtype.itemsize)
-        on_cpu = torch.device(self.device).type == "cpu"
-        return fit if on_cpu and fit >= max(_FEWEST_AT_ONCE, torch.get_num_threads()) else _ALL
+        in_pieces = kind_of(self.device).in_pieces
+        return fit if in_pieces and fit >= max(_FEWEST_AT_ONCE, torch.get_num_threads()) else _ALL
 
 
 def _in_company(images: torch.Tensor) -> torch.Tensor:
@@ -267,28 +262,6 @@ def n_threads(n_jobs: int | None) -> int:
     return threads.n_threads(n_jobs, torch.get_num_threads())
 
 
-def resolve_device(device: str | None) -> str:
-    """The device asked for, or the best there is.
-
-    Raises
-    ------
-    ValueError
-        torch does not know the device or cannot reach it.
-    """
-    if device is None:
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"A device that torch can use here is expected, got device={device!r}: {str(error).splitlines()[0]} "
-            "Use device=None to take the best there is."
-        ) from error
-    return device
-
-
 def check_weights_reach(plan: FeaturePlan, architecture: Architecture, network: Network) -> None:
     """Raise where a layer lies behind modules that the weights file had no tensors for.
 
@@ -309,23 +282,3 @@ def unset_before(layer: Layer, architecture: Architecture, network: Network) -> 
     """Modules that a layer's values pass through and that have no weights."""
     before = {name for call in architecture.calls[: layer.position] for name in call.names}
     return before & network.missing
-
-
-def undisturbed(device: str) -> AbstractContextManager[object]:
-    """Full float32 whatever the caller's autocast or TF32 settings are: a feature must not depend on them."""
-    kind = torch.device(device).type
-    without_autocast = torch.autocast(kind, enabled=False)
-    return _without_tf32(without_autocast) if kind == "cuda" else without_autocast
-
-
-@contextmanager
-def _without_tf32(within: AbstractContextManager[object]) -> Iterator[None]:
-    before = [getattr(backend, name) for backend, name, _ in _TF32]
-    try:
-        for backend, name, off in _TF32:
-            setattr(backend, name, off)
-        with within:
-            yield
-    finally:
-        for (backend, name, _), value in zip(_TF32, before, strict=True):
-            setattr(backend, name, value)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from featx.backbones.layers import Layer
 from featx.backbones.tokens import COUNT, GRID
 from featx.exceptions import LayerError
+from featx.system.devices import kind_of
 
 GEM_POWER = 3
 GEM_FLOOR = 1e-6
@@ -61,7 +62,7 @@ def _rearranged(output: torch.Tensor, layer: Layer, pooling: str) -> torch.Tenso
 
 def _pooled_cells(cells: torch.Tensor, poolings: Sequence[tuple[str, int]]) -> list[torch.Tensor]:
     values = max(1, cells[0].numel())
-    at_once = max(1, _VALUES_AT_ONCE // values) if cells.device.type == "cpu" else len(cells)
+    at_once = max(1, _VALUES_AT_ONCE // values) if kind_of(cells.device).in_pieces else len(cells)
     # In float32 also of half precision, in which sums are rounded and third powers end at 40.
     chunks = [chunk.to(torch.float32) for chunk in cells.split(at_once)]
     # One for all chunks: fresh memory for each would cost more than the arithmetic. Slopes need what was there.

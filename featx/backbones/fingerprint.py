@@ -16,6 +16,8 @@ import torch
 import xxhash
 from torch import nn
 
+from featx.system.devices import to_host
+
 _LIBRARIES = ("torch", "torchvision", "timm")
 _CONSTANTS = (type(None), type(...), bool, int, float, complex, str, bytes)
 # What every module has: tensors, children and hooks are looked at separately, the mode does not count.
@@ -180,4 +182,4 @@ def _source(module: ModuleType) -> str:
 
 
 def _bytes_of(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return to_host(tensor.detach()).contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from featx.system.devices import to_host
+
 #: Channel statistics of the CIFAR-10 training photos, in units of a 0..1 pixel range.
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
@@ -100,7 +102,7 @@ def compact(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A state dict for the disk: weights int8 with one scale per output channel (``NAME.scale``), the rest float16."""
     out = {}
     for name, value in state.items():
-        value = value.detach().cpu().contiguous()
+        value = to_host(value.detach()).contiguous()
         if value.ndim > 1:
             scale = value.abs().flatten(1).amax(1).clamp(min=1e-12) / 127
             out[f"{name}.scale"] = scale

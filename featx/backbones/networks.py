@@ -24,6 +24,7 @@ from featx.backbones.tracing import trace, with_measured_layouts
 from featx.backbones.weights import Loaded, Weights, build_with_weights, preset_of, resolve_weights
 from featx.exceptions import BackboneError, WeightsError
 from featx.images.preprocessing import Preset
+from featx.system.devices import move
 from featx.system.forks import at_fork
 
 # A grid search over backbones needs a few at once; a notebook that tries fifty must not hold them all.
@@ -172,7 +173,7 @@ class NetworkSpec:
         loaded = self._of_side()
         module = loaded.module
         module.eval().requires_grad_(False)
-        module = module.to(device, dtype).to(memory_format=torch.channels_last)
+        module = move(module, device, dtype).to(memory_format=torch.channels_last)
         return Network(module, loaded.missing, loaded.content, loaded.note)
 
     def _of_side(self) -> Loaded:

@@ -143,8 +143,9 @@ class NetworkEstimator(ForkSafeMethods, PortablePickles, CallbackSupportMixin, B
     def _extraction_of(
         self, items: Items, spec: NetworkSpec, architecture: Architecture, plan: FeaturePlan
     ) -> Extraction:
-        from featx.activations.engine import Recipe, resolve_device
+        from featx.activations.engine import Recipe
         from featx.activations.extraction import Extraction
+        from featx.system.devices import resolve_device
 
         recipe = Recipe(
             spec, architecture, self._preprocessing(spec), plan, resolve_device(self.device), self.precision

@@ -366,7 +366,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
 
     def _check_network(self) -> None:
         """Raise what is wrong with the parameters that choose a network, a device and layers; load no weights."""
-        from featx.activations.engine import resolve_device
+        from featx.system.devices import resolve_device
 
         spec = self._spec()
         if spec.backbone.named or self.preprocess != "weights":  # a callable is not called for its network's own

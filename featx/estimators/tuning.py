@@ -18,7 +18,6 @@ from sklearn.utils.validation import _check_sample_weight, check_consistent_leng
 from featx.backbones.addresses import plain_address
 from featx.estimators.base import NetworkEstimator
 from featx.estimators.epochs import EpochWatch
-from featx.exceptions import OutOfMemory
 from featx.images.sources import Items
 from featx.system.locks import ForkSafeLock
 from featx.system.pickling import portable
@@ -132,15 +131,14 @@ class TunedEstimator(NetworkEstimator):
     @contextmanager
     def _in_words(self, device: str) -> Iterator[None]:
         """What torch says of too little memory or too small batches, in words that help; memory is given back."""
-        import torch
+        from featx.system.devices import give_back, in_memory
 
+        advice = (
+            f'Lower batch_size, or freeze more than freeze={self.freeze!r}; precision="bfloat16" halves most of it.'
+        )
         try:
-            yield
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(
-                f"Memory on {device!r} for batch_size={self.batch_size} is expected, and there is too little. "
-                f'Lower batch_size, or freeze more than freeze={self.freeze!r}; precision="bfloat16" halves most of it.'
-            ) from error
+            with in_memory(device, f"batch_size={self.batch_size}", advice):
+                yield
         except ValueError as error:
             if _OF_ONE_VALUE not in str(error):
                 raise
@@ -150,8 +148,7 @@ class TunedEstimator(NetworkEstimator):
                 'batch_norm="frozen", or train on two images or more with batch_size=2 or more.'
             ) from error
         finally:
-            if device.startswith("cuda"):
-                torch.cuda.empty_cache()
+            give_back(device)
 
     def _set_fitted(
         self, labels: Labels, tensors: Tensors, history: History, shape: tuple[int, int, int], *, goes_on: bool
@@ -267,6 +264,7 @@ class TunedEstimator(NetworkEstimator):
     def _shared_params(self, names: Iterable[str]) -> dict[str, Any]:
         """Parameters of an extractor that has the tuned network."""
         from featx.backbones.weights import preset_name
+        from featx.system.devices import HOST, move
 
         model = self._model(None)
         mine = self.get_params(deep=False)
@@ -274,7 +272,7 @@ class TunedEstimator(NetworkEstimator):
         shared["random_state"] = model.spec.seed
         module = model.build(self.tensors_).module
         if module is not None:
-            shared |= {"backbone": module.to("cpu"), "weights": "DEFAULT"}
+            shared |= {"backbone": move(module, HOST), "weights": "DEFAULT"}
             if self.preprocess == "weights":
                 shared["preprocess"] = preset_name(model.spec.backbone, model.spec.weights)
             if self.layers != "penultimate":
@@ -335,7 +333,7 @@ class TunedEstimator(NetworkEstimator):
         )
 
     def _device(self) -> str:
-        from featx.activations.engine import resolve_device
+        from featx.system.devices import resolve_device
 
         return resolve_device(self.device)
 

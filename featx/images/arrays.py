@@ -92,7 +92,9 @@ class ArrayItem:
 def _array_of(tensor: torch.Tensor) -> NDArray[Any]:
     import torch
 
-    values = tensor.detach().cpu()
+    from featx.system.devices import to_host
+
+    values = to_host(tensor.detach())
     return np.asarray(values.float() if values.dtype == torch.bfloat16 else values)
 
 

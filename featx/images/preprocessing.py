@@ -11,6 +11,8 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from featx.system.devices import move
+
 # Wider or taller than this, an image is cut to its middle before it is resized: a 10 x 30,000 strip scaled to a
 # short side of 256 would otherwise need 590 MB for pixels that the centre crop throws away.
 _MAX_ASPECT_RATIO = 4
@@ -54,7 +56,7 @@ class Preset:
         """Normalise a batch of tiles, uint8 0..255 or float 0..1, to float32."""
         tiles = _as_unit_float(tiles)
         mean, std = (
-            torch.tensor(value, dtype=torch.float32, device=tiles.device).view(-1, 1, 1)
+            move(torch.tensor(value, dtype=torch.float32), tiles.device).view(-1, 1, 1)
             for value in (self.mean, self.std)
         )
         return (tiles - mean).div_(std)

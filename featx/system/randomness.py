@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from featx.system.devices import HOST, generators_of
 from featx.system.locks import ForkSafeLock
 
 _LOCK = ForkSafeLock()  # entered again by a builder that runs under it and itself draws
@@ -29,14 +30,14 @@ class Draws:
         Where draws are made beside the CPU.
     """
 
-    def __init__(self, seed: int, device: str = "cpu") -> None:
+    def __init__(self, seed: int, device: str = HOST) -> None:
         self._seed, self._device = seed, torch.device(device)
         self._states: list[torch.Tensor] | None = None
 
     @contextmanager
     def drawn_from(self) -> Iterator[None]:
         """While it is entered, what draws from the global generators draws from here; one thread at a time."""
-        generators = [torch.default_generator, *self._of_device()]
+        generators = generators_of(self._device)
         with _LOCK.held():
             before = [generator.get_state() for generator in generators]
             try:
@@ -49,12 +50,6 @@ class Draws:
                 self._states = [generator.get_state() for generator in generators]
             finally:
                 _set(generators, before)
-
-    def _of_device(self) -> list[torch.Generator]:
-        if self._device.type == "cuda":
-            index = torch.cuda.current_device() if self._device.index is None else self._device.index
-            return [torch.cuda.default_generators[index]]
-        return [torch.mps._get_default_mps_generator()] if self._device.type == "mps" else []
 
 
 def _set(generators: list[torch.Generator], states: list[torch.Tensor]) -> None:

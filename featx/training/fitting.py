@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -137,14 +138,31 @@ def fit(
     reason = model.split.reason or ("" if isinstance(values, Held) else _NOT_HELD)
     if recipe.verbose and model.split.frozen is not None and reason:
         print(f"The frozen front is computed anew in every epoch: {reason}.")
-    built = model.build(start, recipe.settings.seed)
-    if recipe.verbose and built.module is not None:
-        model.spec.load(model.device, torch.float32).tell_note()
-    if start is None and recipe.probe_c is not None:
-        _start_head(built, source, values, targets, recipe)
+    with closing(model.build(start, recipe.settings.seed)) as built:
+        if recipe.verbose and built.module is not None:
+            model.spec.load(model.device, torch.float32).tell_note()
+        if start is None and recipe.probe_c is not None:
+            _start_head(built, source, values, targets, recipe)
+        loop = _loop(built, values, targets, recipe, validation, after_epoch)
+        try:
+            history = loop.run()
+        except Diverged:
+            _check_pretrained(model, (source, *(() if validation is None else (validation[0],))), recipe, start)
+            raise
+        return Fitted(built.changed(), history)
+
+
+def _loop(
+    built: Built,
+    values: Values,
+    targets: Targets,
+    recipe: Recipe,
+    validation: tuple[Source, Targets] | None,
+    after_epoch: Callable[[History, Callable[[], Tensors]], bool],
+) -> Loop:
     held_out = None
     if validation is not None:
-        held_out = (validation[0].held(model) or validation[0].streamed(model), validation[1])
+        held_out = (validation[0].held(built.model) or validation[0].streamed(built.model), validation[1])
     built.network(True)  # before the parameters are asked which of them train
     optimizer = make_optimizer(
         recipe.optimizer,
@@ -152,7 +170,7 @@ def fit(
         recipe.learning_rate,
         recipe.weight_decay,
     )
-    loop = Loop(
+    return Loop(
         built.network,
         values,
         targets,
@@ -161,15 +179,21 @@ def fit(
         validation=held_out,
         after_epoch=lambda history: after_epoch(history, built.changed),
     )
-    try:
-        history = loop.run()
-    except Diverged:
-        anew = model.build(start, recipe.settings.seed)
-        for images in (source, *(() if validation is None else (validation[0],))):
+
+
+def _check_pretrained(
+    model: Model, sources: Iterable[Source], recipe: Recipe, start: Mapping[str, torch.Tensor] | None
+) -> None:
+    """Raise where it is the features that training began with which are not finite.
+
+    Raises
+    ------
+    NotFinite
+    """
+    with closing(model.build(start, recipe.settings.seed)) as anew:
+        for images in sources:
             rows = images.outputs(model, anew.network(False).features, recipe.settings)
             check_features(rows, images.items, images.preprocessing, model, recipe.settings.precision)
-        raise
-    return Fitted(built.changed(), history)
 
 
 def _values(model: Model, source: Source, recipe: Recipe) -> Values:

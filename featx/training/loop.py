@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from featx.activations.engine import DTYPES, undisturbed
+from featx.activations.engine import DTYPES
+from featx.system.devices import autocast, gradient_scaler, in_memory, move, to_host, undisturbed
 from featx.system.randomness import Draws
 from featx.training.schedule import Schedule
 from featx.training.targets import Targets, losses
@@ -43,6 +44,11 @@ class Settings:
     device: str
     precision: str
     seed: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """PyTorch's word for the precision."""
+        return DTYPES[self.precision]
 
 
 @dataclass
@@ -107,16 +113,13 @@ class Loop:
         self._draws = Draws(settings.seed, settings.device)
         # Gradients of float16 would vanish below 6e-8. Steps that overflow are left out; torch's first scale, 64 times
         # this one, costs the first steps of most fits, which may have few.
-        self._scaler = torch.amp.GradScaler(
-            settings.device, init_scale=2.0**10, enabled=settings.precision == "float16"
-        )
+        self._scaler = gradient_scaler(settings.device, settings.dtype, first=2.0**10)
         self._order = torch.Generator().manual_seed(settings.seed)
         self._mixing = np.random.default_rng(settings.seed)
-        self._codes = torch.from_numpy(self.targets.codes).to(
-            settings.device, torch.float32 if self.targets.multilabel else torch.int64
-        )
-        weights = torch.from_numpy(self.targets.weights).to(settings.device, torch.float32)
-        self._weights = None if bool((weights == 1).all()) else weights
+        kind = torch.float32 if self.targets.multilabel else torch.int64
+        self._codes = move(torch.from_numpy(self.targets.codes), settings.device, kind)
+        weights = torch.from_numpy(self.targets.weights).float()
+        self._weights = None if bool((weights == 1).all()) else move(weights, settings.device)
         network = self.network(True)
         self._live = _changing(network)
         self._drawing = self._draws.drawn_from if network.may_draw else nullcontext
@@ -165,18 +168,20 @@ class Loop:
         with closing(self.values.iter_batches(batches, epoch)) as stream:
             for step, (rows, values) in enumerate(zip(batches, stream, strict=True), epoch * self._n_batches):
                 found.append(self._step(network, values, torch.from_numpy(rows), step))
-        return float(np.average(torch.cat(found).cpu().numpy(), weights=self.targets.weights[order]))
+        return float(np.average(to_host(torch.cat(found)).numpy(), weights=self.targets.weights[order]))
 
     def _step(self, network: TunedNetwork, values: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
-        values, codes = values.to(self.settings.device), self._codes.index_select(0, rows.to(self.settings.device))
+        device = self.settings.device
+        values, rows = move(values, device), move(rows, device)
+        codes = self._codes.index_select(0, rows)
         if self.settings.mixup:
             values, codes = self._mixed(values, codes)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self._schedule.share(step)
         for parameter in self._trained:
             parameter.grad = None  # what the optimiser's zero_grad does, and several times as fast
-        with self._drawing(), undisturbed(self.settings.device):
-            with autocast(self.settings.device, self.settings.precision):
+        with self._drawing(), undisturbed(device):
+            with autocast(device, self.settings.dtype):
                 scores = network(values)
             each = self._losses(scores.float(), codes, mean=self._weights is None)
             loss = each if self._weights is None else (each * self._weights[rows]).mean()
@@ -196,7 +201,7 @@ class Loop:
     def _mixed(self, values: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Pairs of images in one proportion, in values and in classes (mixup)."""
         share = float(self._mixing.beta(self.settings.mixup, self.settings.mixup))
-        partner = torch.from_numpy(self._mixing.permutation(len(values))).to(values.device)
+        partner = move(torch.from_numpy(self._mixing.permutation(len(values))), self.settings.device)
         if codes.ndim == 1:
             codes = F.one_hot(codes, self.targets.n_classes).float()
         return values.lerp(values[partner], 1 - share), codes.lerp(codes[partner], 1 - share)
@@ -252,17 +257,10 @@ def outputs_of(
         for batch in stream:
             # A lone small image would be convolved by another routine, with other rounding.
             company = torch.cat([batch, batch]) if len(batch) == 1 else batch
-            with undisturbed(settings.device), autocast(settings.device, settings.precision):
-                parts.append(function(company.to(settings.device))[: len(batch)].float().cpu())
+            needs = in_memory(settings.device, f"batch_size={settings.batch_size}")
+            with undisturbed(settings.device), autocast(settings.device, settings.dtype), needs:
+                parts.append(to_host(function(move(company, settings.device))[: len(batch)].float()))
     return torch.cat(parts)
-
-
-def autocast(device: str, precision: str) -> AbstractContextManager[object]:
-    """Half precision where it is asked for, with float32 weights."""
-    if precision == "float32":
-        return nullcontext()
-    # Inside of a caller's own autocast, weights once rounded would be kept from step to step.
-    return torch.autocast(torch.device(device).type, dtype=DTYPES[precision], cache_enabled=False)
 
 
 def _split(order: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -14,6 +14,7 @@ from featx.activations.engine import check_weights_reach
 from featx.activations.plan import FeaturePlan
 from featx.backbones.layers import Architecture
 from featx.backbones.networks import Network, NetworkSpec
+from featx.system.devices import fill, move, to_host
 from featx.system.randomness import private_generator
 from featx.training.split import Split
 from featx.training.tuned import TunedNetwork, make_head
@@ -74,7 +75,7 @@ class Model:
         """
         with private_generator(seed):
             head = make_head(self.plan.shape[-1], self.hidden, self.n_outputs, self.dropout)
-        head = head.to(self.device, torch.float32)
+        head = move(head, self.device, torch.float32)
         module = None if self.split.head_only else self._module()
         if tensors is not None:
             may_change = set() if module is None else set(self.split.names(module))
@@ -95,7 +96,7 @@ class Model:
 
 @dataclass
 class Built:
-    """A network in memory.
+    """A network in memory, until it is closed.
 
     Attributes
     ----------
@@ -137,7 +138,13 @@ class Built:
         if self.module is not None:
             state = self.module.state_dict()
             tensors |= {_NETWORK + name: state[name] for name in self.model.split.names(self.module)}
-        return {name: value.detach().cpu().clone() for name, value in tensors.items()}
+        return {name: to_host(value.detach()).clone() for name, value in tensors.items()}
+
+    def close(self) -> None:
+        """Let go of its tensors' memory: a traced network refers to itself, and Python may find that out much later."""
+        for part in (self.module, self.head):
+            if part is not None:
+                part.to("meta")
 
     def _depths(self) -> dict[str, int]:
         """For each module, how many stages end at or after it; modules that are not called count as the deepest."""
@@ -162,7 +169,7 @@ def _load(part: nn.Module | None, tensors: Tensors, may_change: set[str], parame
             "anew with warm_start=False."
         )
     for name, value in tensors.items():  # MNASNet's own way of loading refuses a part
-        own[name].copy_(value)
+        fill(own[name], value)
 
 
 def _within(tensors: Mapping[str, torch.Tensor], prefix: str) -> Tensors:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from featx.system.devices import have_fused
+
 _OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 _MOMENTUM = 0.9
-_FUSED_ON = {"cpu", "cuda", "mps"}  # devices
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def make_optimizer(
         decay = weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((learning_rate * factor, decay), []).append(parameter)
     options = {"momentum": _MOMENTUM} if name == "sgd" else {}
-    on = {parameter.device.type for of_group in groups.values() for parameter in of_group}
+    trained = [parameter for of_group in groups.values() for parameter in of_group]
     return _OPTIMIZERS[name](
         [
             {"params": of_group, "peak": peak, "weight_decay": decay, **options}
@@ -66,5 +67,5 @@ def make_optimizer(
         lr=learning_rate,
         # One kernel for all tensors: small heads spend more time on calls than on arithmetic. Not for SGD, whose
         # momentum would start from whatever lay in memory where float16 overflows in the first step.
-        fused=(name != "sgd" and on <= _FUSED_ON) or None,
+        fused=(name != "sgd" and have_fused(trained)) or None,
     )

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from featx.exceptions import WeightsError
+from featx.system.devices import to_host
 
 _KEY = "featx"
 _KINDS = "biufU"  # of labels: what JSON can hold
@@ -83,7 +84,7 @@ def load_fitted(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], 
 
 def as_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray | torch.Tensor]:
     """Tensors as NumPy's arrays, which more formats hold than pickles do; those of a kind that NumPy lacks as is."""
-    own = {name: value.detach().cpu() for name, value in tensors.items()}
+    own = {name: to_host(value.detach()) for name, value in tensors.items()}
     return {name: value if value.dtype == torch.bfloat16 else value.numpy() for name, value in own.items()}
 
 

@@ -12,6 +12,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from torch.nn import functional as F
 
+from featx.system.devices import to_host
 from featx.training.labels import check_classes, is_multilabel
 
 
@@ -130,4 +131,4 @@ def losses(
 
 def probabilities(scores: torch.Tensor, multilabel: bool) -> np.ndarray:
     """Of shape (n, n_classes), float32."""
-    return (scores.sigmoid() if multilabel else scores.softmax(1)).cpu().numpy()
+    return to_host(scores.sigmoid() if multilabel else scores.softmax(1)).numpy()

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from featx.activations.plan import FeaturePlan
 from featx.activations.pooling import pool
+from featx.system.devices import fill, to_double
 
 # A feature that hardly varies is left as it is.
 _LEAST_SPREAD = 1e-6
@@ -51,8 +52,7 @@ class TunedNetwork(nn.Module):
         A BLAS adds up the products of a row in an order that depends on how many rows there are. In double precision
         that order leaves no trace in a float32, however near to zero a score is.
         """
-        rows = self.features(values)
-        rows = rows.to("cpu" if rows.device.type == "mps" else rows.device, torch.float64)
+        rows = to_double(self.features(values))
         for layer in self.head:
             rows = _linear_in_double(layer, rows) if isinstance(layer, nn.Linear) else layer(rows)
         return rows.float()
@@ -71,7 +71,7 @@ class TunedNetwork(nn.Module):
 def _linear_in_double(layer: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
     at_once = max(1, _MOST_IN_DOUBLE // layer.in_features)
     pieces = zip(layer.weight.split(at_once), layer.bias.split(at_once), strict=True)
-    return torch.cat([F.linear(rows, weight.to(rows), bias.to(rows)) for weight, bias in pieces], dim=1)
+    return torch.cat([F.linear(rows, to_double(weight), to_double(bias)) for weight, bias in pieces], dim=1)
 
 
 def make_head(n_features: int, hidden: Sequence[int], n_outputs: int, dropout: float) -> nn.Sequential:
@@ -110,8 +110,8 @@ def probe(rows: np.ndarray, targets: np.ndarray, weights: np.ndarray, C: float, 
         bias = np.stack([of_one[1] - of_one[0] for _, of_one in columns])
     weight = weight / spread
     with torch.no_grad():
-        out.weight.copy_(torch.from_numpy(weight))
-        out.bias.copy_(torch.from_numpy(bias - weight @ mean))
+        fill(out.weight, torch.from_numpy(weight))
+        fill(out.bias, torch.from_numpy(bias - weight @ mean))
 
 
 def _logistic(
