@@ -40,6 +40,7 @@ $(OLDEST)/.ready: setup.cfg pyproject.toml constraints/oldest.txt
 
 test-oldest: $(OLDEST)/.ready
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+	test ! -x $(BIN)/python || OMP_NUM_THREADS=1 $(BIN)/python constraints/check_store.py $(OLDEST)/bin/python
 
 # On top of what a hosted notebook service has, of which nothing may be replaced; needs Python 3.13.
 $(NOTEBOOK)/.ready: constraints/notebook.txt

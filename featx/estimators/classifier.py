@@ -121,6 +121,11 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
     best_epoch_ : int
         The one that was kept, counted from 0: the last without early stopping.
 
+    Notes
+    -----
+    With scikit-learn 1.9 or later, callbacks given to ``set_callbacks`` are told of every epoch; with 1.7 or later,
+    notebooks show the network's stages below the parameters.
+
     See Also
     --------
     PretrainedFeatureExtractor : The same network as a transformer.

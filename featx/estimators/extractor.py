@@ -152,6 +152,10 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
     feature_names_in_ : ndarray of str
         Column names of a 2-D X. Only with ``image_shape`` and a data frame.
 
+    Notes
+    -----
+    With scikit-learn 1.7 or later, notebooks show the network's stages below the parameters.
+
     See Also
     --------
     featx.list_backbones : Names that ``backbone`` takes.
