@@ -1,8 +1,8 @@
 """What releases of the libraries below lack: the one place that knows of their differences.
 
 Each name is the newest release's own where there is one, asked for by what is there and never by version number. What a
-release lacks altogether is done without, as the estimators' docstrings say. What torch has for some devices only lies in
-``devices.py``.
+release lacks altogether is done without, as the estimators' docstrings say. What torch has for some devices alone lies
+in ``devices.py``.
 """
 
 from __future__ import annotations
