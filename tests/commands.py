@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
+
+_MIXES = "mix_stderr" in inspect.signature(CliRunner).parameters
+
+
+class _Told(Result):
+    """What click before 8.2 gives, with all that was told in ``output``."""
+
+    @property
+    def output(self) -> str:
+        return self.stdout + self.stderr
+
+
+class _Runner(CliRunner):
+    def invoke(self, *arguments: Any, **how: Any) -> Result:
+        result = super().invoke(*arguments, **how)
+        result.__class__ = _Told
+        return result
 
 
 def runner() -> CliRunner:
-    """One whose results keep what went to stderr apart; click before 8.2 has to be told."""
-    apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
-    return CliRunner(**apart)
+    """One whose results hold stdout and stderr apart, and both in ``output``."""
+    return _Runner(mix_stderr=False) if _MIXES else CliRunner()
