@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OLDEST := .venv-oldest
+OLDEST_PYTHON ?= $(PYTHON)
 NOTEBOOK := .venv-notebook
 NOTEBOOK_PYTHON ?= python3.13
 BROWSER := $(VENV)/.browser
@@ -32,9 +33,10 @@ demo: $(READY)
 test: $(READY) $(BROWSER)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
-# The same with the oldest releases that setup.cfg admits.
+# The same with the oldest releases that setup.cfg admits, which have wheels for Python 3.11 and 3.12.
 $(OLDEST)/.ready: setup.cfg pyproject.toml constraints/oldest.txt
-	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST_PYTHON) -c "import sys; sys.exit(sys.version_info > (3, 13) and 'Python 3.11 or 3.12 is expected. Set OLDEST_PYTHON to one.')"
+	test -x $(OLDEST)/bin/python || $(OLDEST_PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints/oldest.txt --editable ".[test]"
 	touch $@
 

@@ -349,6 +349,20 @@ def test_torchs_settings_are_afterwards_as_before(device: str, change: Callable[
     assert read_settings() == before
 
 
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch < 2.9 has no wider settings")
+@pytest.mark.usefixtures("_settings")
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_settings_that_follow_a_wider_one_still_do_afterwards(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends, "fp32_precision", "tf32" if device == "cuda" else "bf16")
+    narrow = torch.backends.cuda.matmul if device == "cuda" else torch.backends.mkldnn.matmul
+    before = narrow.fp32_precision
+    with undisturbed(device):
+        assert narrow.fp32_precision in ("ieee", "none")
+    assert narrow.fp32_precision == before
+    monkeypatch.setattr(torch.backends, "fp32_precision", "ieee")
+    assert narrow.fp32_precision == "ieee"
+
+
 @pytest.mark.usefixtures("_settings")
 @pytest.mark.parametrize("value", ["high", "medium"])
 def test_features_do_not_depend_on_how_torch_may_round(value: str) -> None:

@@ -207,6 +207,15 @@ def test_of_two_runs_that_begin_together_one_writes(
     assert [str(name).rpartition("/")[2] for name in names] == ["manifest.json"]
 
 
+def test_shards_of_another_format_are_not_gone_on_with(photos: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    extract(MICRO, photos, out, shard_size=25)
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps(manifest | {"format": 1, "featx": "0.0.9"}))
+    with pytest.raises(OtherShards, match=r"got format 1, which featx 0.0.9 wrote"):
+        extract(MICRO, photos, out, shard_size=25)
+
+
 def test_shards_that_somebody_damaged_are_computed_again(photos: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     extract(MICRO, photos, out, shard_size=10)

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -761,6 +762,28 @@ def test_parameters_of_the_next_fit_do_not_change_the_fitted_network(change: dic
     fitted = classifier(freeze=-1, learning_rate=1e-2, weights=None).fit(X, Y)
     expected = fitted.predict_proba(MORE)
     np.testing.assert_allclose(fitted.set_params(**change).predict_proba(MORE), expected, atol=1e-6)
+
+
+class Single(nn.Module):
+    """Copies of it are itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Single:
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+def test_modules_that_share_tensors_with_their_copies_keep_them() -> None:
+    network = nn.Sequential(
+        OrderedDict(front=Single(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=nn.Linear(4, 2))
+    )
+    FineTuneClassifier(network, freeze=0, epochs=1, image_size=16).fit(X[:8], Y[:8] % 2)
+    assert network.front.conv.weight.shape == (4, 3, 3, 3)
 
 
 # Callbacks

@@ -99,6 +99,13 @@ def test_calibration() -> None:
     probabilities = calibrated.predict_proba(X)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     assert calibrated.score(X, Y) > 0.8
+
+
+@pytest.mark.skipif(
+    "temperature" not in str(CalibratedClassifierCV._parameter_constraints["method"]),
+    reason="scikit-learn < 1.8 has no temperature scaling",
+)
+def test_temperature_scaling() -> None:
     temperature = CalibratedClassifierCV(classifier(), cv=2, method="temperature").fit(X, Y)
     assert temperature.score(X, Y) > 0.8
 

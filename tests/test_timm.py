@@ -418,3 +418,9 @@ def test_timm_is_imported_for_its_own_names_alone_and_without_a_warning() -> Non
         assert "timm" in sys.modules
     """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_networks_that_run_while_they_are_built_have_layers_too() -> None:
+    """Their constructors send real zeros through what is there so far."""
+    assert list_layers("timm/vit_tiny_r_s16_p8_224")
+    assert list_layers("timm/vitamin_small_224")

@@ -118,8 +118,12 @@ class TimmEntry:
 
     def skeleton(self, weights: str = "", side: int | None = None) -> nn.Module:
         """Construct it on the meta device."""
-        with private_generator(0), ParametersMadeWith(device="meta"):
-            return self.build(weights, side).to("meta")
+        with private_generator(0), torch.device("cpu"):
+            try:
+                with ParametersMadeWith(device="meta"):
+                    return self.build(weights, side).to("meta")
+            except RuntimeError:  # hybrids run what they have built so far, on real zeros
+                return self.build(weights, side).to("meta")
 
     def resized(self, module: nn.Module, weights: str, side: int) -> nn.Module:
         """The network with the same weights for images of another side: timm resamples what depends on it."""

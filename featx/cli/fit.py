@@ -121,8 +121,9 @@ def fit(
         else:
             choices = backbone, layers, pooling, reading, machine
             model, result = _on_features(choices, store, paths, y, folds or _FOLDS, console)
-        _tell_copies(model, paths, y, Session(store), machine, console)
         save_model(model, output)
+        if not console.quiet:
+            _tell_copies(model, paths, y, Session(store), machine, console)
     console.say(f"{_told(result)}\nModel: {output}")
     if os.path.isfile(weights := path_in(weights_of(reading.weights))):
         console.say(f"It reads {weights}, which must stay there.")

@@ -109,7 +109,12 @@ class Manifest:
         return {"format": _FORMAT, "featx": __version__, "key": self.key, **asdict(self)}
 
     def _check(self, found: dict[str, Any], folder: Folder) -> None:
-        if found.get("format") != _FORMAT or found.get("key") != self.key:
+        if found.get("format") != _FORMAT:
+            raise OtherShards(
+                f"Shards of format {_FORMAT} are expected in {folder.url!r}, got format {found.get('format')!r}, which "
+                f"featx {found.get('featx')} wrote. Take another folder."
+            )
+        if found.get("key") != self.key:
             raise OtherShards(
                 f"Shards of one recipe are expected in {folder.url!r}, which was begun with another one. Take another "
                 f"folder.\n  there: {found.get('recipe')}\n  asked: {self.recipe}"

@@ -209,7 +209,7 @@ def _as_parquet(items: Sequence[str], rows: np.ndarray, digests: list[str | None
     # Lists of a fixed size would say more, and Arrow before release 25 cannot read those that have rows without.
     ends = np.cumsum(np.where(missing, 0, rows.shape[1]))
     offsets = pa.array(np.concatenate([[0], ends]), pa.int32(), mask=np.append(missing, False))
-    features = pa.ListArray.from_arrays(offsets, pa.array(rows[~missing].ravel()))
+    features = pa.ListArray.from_arrays(offsets, pa.array((rows[~missing] if errors else rows).ravel()))
     columns = {
         "path": pa.array([_shown(item) for item in items], pa.string()),
         "digest": pa.array(digests, pa.string()),

@@ -85,8 +85,10 @@ class ArrayItem:
     def _note(self, values: NDArray[Any]) -> None:
         # Rows of a 2-D X are what scikit-learn's tools shift and draw as they like, knowing nothing of a range.
         if not isinstance(self.reading.pixel_range, str) and not self.stretch:
-            colours = finite(values[..., :3])
-            self.reading.note(float(colours.min()), float(colours.max()), 0)
+            colours = values[..., :3]
+            low, high = float(colours.min()), float(colours.max())
+            finite(np.array([low, high]))  # both are NaN where any value is
+            self.reading.note(low, high, 0)
 
 
 def _array_of(tensor: torch.Tensor) -> NDArray[Any]:

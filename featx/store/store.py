@@ -412,7 +412,8 @@ def _seed(file: Path) -> int:
         draft = file.with_name(f"draft-{uuid.uuid4().hex}")
         try:
             _write_to_disk(draft, secrets.token_hex(8))
-            # A link and no rename: whoever comes second must not change what the first has begun to use.
+            # A link and no rename: whoever comes second must not change what the first has begun to use. Where the disk
+            # knows no links, two that begin a store at the same instant may do so: the first then misses its own rows.
             if is_damaged or not is_linked(draft, file):
                 draft.replace(file)
         finally:

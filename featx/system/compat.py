@@ -1,4 +1,4 @@
-"""What releases of the libraries below lack: the one place that knows of their differences.
+"""What releases of the libraries below lack: the one place that goes a second way for some of them.
 
 Each name is the newest release's own where there is one, asked for by what is there and never by version number. What a
 release lacks altogether is done without, as the estimators' docstrings say. What torch has for some devices alone lies

@@ -60,10 +60,11 @@ class FullFloat32:
     def __enter__(self) -> None:
         with self._lock.held():
             if not self._inside:
-                read = [(setting, setting.read()) for setting in self._settings]
-                self._before = [(setting, value) for setting, value in read if value not in setting.full]
-                for setting, _ in self._before:
-                    setting.write(setting.full[0])
+                # From the widest setting to the narrowest: what only follows a wider one is full by then and stays.
+                for setting in self._settings:
+                    if (value := setting.read()) not in setting.full:
+                        self._before.append((setting, value))
+                        setting.write(setting.full[0])
             self._inside.append(threading.get_ident())
 
     def __exit__(self, *_: object) -> None:
@@ -73,7 +74,7 @@ class FullFloat32:
 
     def _put_back(self) -> None:
         if not self._inside:
-            for setting, value in self._before:
+            for setting, value in reversed(self._before):
                 setting.write(value)
             self._before = []
 
@@ -122,16 +123,20 @@ def _cuda_generators(device: torch.device) -> list[torch.Generator]:
     return [torch.cuda.default_generators[index]]
 
 
-def _settings_of(conv: object, matmul: object, older: Sequence[Setting]) -> FullFloat32:
-    """One setting each for convolutions and products of matrices; those of older releases where they have none."""
-    if not hasattr(matmul, "fp32_precision"):
+_CUDNN, _CUBLAS, _ONEDNN = torch.backends.cudnn, torch.backends.cuda.matmul, torch.backends.mkldnn
+
+
+def _settings_of(*owners: object, older: Sequence[Setting] = ()) -> FullFloat32:
+    """Settings of parts of torch, the widest first; those of older releases where parts have none."""
+    if not hasattr(_CUBLAS, "fp32_precision"):
         return FullFloat32(*older)
-    return FullFloat32(*(Setting.of(owner, "fp32_precision", "ieee", "none") for owner in (conv, matmul)))
+    return FullFloat32(*(Setting.of(owner, "fp32_precision", "ieee", "none") for owner in owners))
 
 
 # Of all devices at once, in releases that know no setting for each.
 _PRODUCTS = Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, ("highest",))
-_CUDNN, _CUBLAS, _ONEDNN = torch.backends.cudnn, torch.backends.cuda.matmul, torch.backends.mkldnn
+# Of all devices at once, which settings of a device follow where they have not been set themselves.
+_EVERYWHERE = _settings_of(torch.backends)
 
 # By torch's names; where nobody asks for a device, the first kind of which there is one is taken.
 _KINDS = {
@@ -139,7 +144,7 @@ _KINDS = {
         is_available=torch.cuda.is_available,
         generators=_cuda_generators,
         full_float32=_settings_of(
-            getattr(_CUDNN, "conv", None), _CUBLAS, older=[Setting.of(_CUDNN, "allow_tf32", False), _PRODUCTS]
+            _CUDNN, getattr(_CUDNN, "conv", None), _CUBLAS, older=[Setting.of(_CUDNN, "allow_tf32", False), _PRODUCTS]
         ),
         give_back=torch.cuda.empty_cache,
         too_little=("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
@@ -155,7 +160,9 @@ _KINDS = {
     ),
     HOST: Kind(
         is_available=lambda: True,
-        full_float32=_settings_of(getattr(_ONEDNN, "conv", None), getattr(_ONEDNN, "matmul", None), older=[_PRODUCTS]),
+        full_float32=_settings_of(
+            _ONEDNN, getattr(_ONEDNN, "conv", None), getattr(_ONEDNN, "matmul", None), older=[_PRODUCTS]
+        ),
         too_little=("DefaultCPUAllocator",),
         has_fused=True,
         in_pieces=True,
@@ -165,6 +172,7 @@ _OTHER = Kind()
 
 for _kind in _KINDS.values():
     at_fork(after_in_child=_kind.full_float32.after_fork)
+at_fork(after_in_child=_EVERYWHERE.after_fork)
 
 
 def kind_of(device: str | torch.device) -> Kind:
@@ -234,7 +242,7 @@ def gradient_scaler(device: str, dtype: torch.dtype, first: float) -> torch.amp.
 def undisturbed(device: str) -> Iterator[None]:
     """Full float32 whatever the caller's autocast and settings are: a feature must not depend on them."""
     name = torch.device(device).type
-    with kind_of(device).full_float32:
+    with _EVERYWHERE, kind_of(device).full_float32:
         if not (torch.amp.is_autocast_available(name) and torch.is_autocast_enabled(name)):
             yield  # entering what changes nothing takes as long as a step of a small head
             return
@@ -281,4 +289,5 @@ def in_memory(device: str, what: str, advice: str = LESS) -> Iterator[None]:
 
 
 def _is_out_of_memory(device: str, error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(of in str(error) for of in kind_of(device).too_little)
+    words = {*kind_of(device).too_little, *kind_of(HOST).too_little}  # the host's memory may be what is short
+    return isinstance(error, torch.OutOfMemoryError) or any(of in str(error) for of in words)
