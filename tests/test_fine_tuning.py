@@ -782,7 +782,7 @@ def test_modules_that_share_tensors_with_their_copies_keep_them() -> None:
     network = nn.Sequential(
         OrderedDict(front=Single(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=nn.Linear(4, 2))
     )
-    FineTuneClassifier(network, freeze=0, epochs=1, image_size=16).fit(X[:8], Y[:8] % 2)
+    FineTuneClassifier(network, freeze=0, epochs=1, image_size=16).fit(X[:8] / 16, Y[:8] % 2)
     assert network.front.conv.weight.shape == (4, 3, 3, 3)
 
 

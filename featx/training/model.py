@@ -143,11 +143,12 @@ class Built:
     def close(self) -> None:
         """Let go of its tensors' memory: a traced network refers to itself, and Python may find that out much later."""
         self._tails.clear()
-        own = {*map(id, _tensors(self.head)), *map(id, _tensors(self.module))}
-        own -= {*map(id, _tensors(self.model.pretrained().module))}  # of modules that copy nothing of themselves
-        for tensor in (*_tensors(self.head), *_tensors(self.module)):
-            if id(tensor) in own:
-                tensor.data = tensor.data.new_empty(0)
+        nn.Module.to(self.head, "meta")
+        if self.module is None:
+            return
+        pretrained = {*map(id, _tensors(self.model.pretrained().module))}
+        if pretrained.isdisjoint(map(id, _tensors(self.module))):  # as of modules that copy all of themselves
+            nn.Module.to(self.module, "meta")
 
     def _depths(self) -> dict[str, int]:
         """For each module, how many stages end at or after it; modules that are not called count as the deepest."""
@@ -161,8 +162,8 @@ class Built:
         return {name: sum(end > first.get(name, 0) for end in ends) for name, _ in self.module.named_modules()}
 
 
-def _tensors(part: nn.Module | None) -> list[torch.Tensor]:
-    return [] if part is None else [*part.parameters(), *part.buffers()]
+def _tensors(part: nn.Module) -> list[torch.Tensor]:
+    return [*part.parameters(), *part.buffers()]
 
 
 def _load(part: nn.Module | None, tensors: Tensors, may_change: set[str], parameter: str) -> None:
