@@ -364,19 +364,23 @@ def test_failed_run_leaves_the_older_file_as_it_was(photos: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "place"),
     [
-        ["extract", "{photos}", "-o", "{out}/f.npy", "--backbone", "resnet81"],
-        ["search", "{photos}", "--backbones", "featx_micro,resnet81"],
-        ["layers", "resnet81"],
-        ["similar", "resnet81", "{photos}", "{photos}/red/0.jpg"],
+        (["extract", "{photos}", "-o", "{out}/f.npy", "--backbone", "resnet81"], "--backbone"),
+        (["search", "{photos}", "--backbones", "featx_micro,resnet81"], "--backbones"),
+        (["layers", "resnet81"], "BACKBONE"),
+        (["similar", "resnet81", "{photos}", "{photos}/red/0.jpg"], "BACKBONE_OR_MODEL"),
     ],
 )
-def test_unknown_backbone_is_one_line_with_near_names(words: list[str], photos: Path, tmp_path: Path) -> None:
+def test_unknown_backbone_is_one_line_with_near_names_and_where_it_stands(
+    words: list[str], place: str, photos: Path, tmp_path: Path
+) -> None:
     words = [word.format(photos=photos, out=tmp_path) for word in words]
     (line,) = run(*words, code=1).stderr.splitlines()
     assert line.startswith("Error: ")
     assert "'resnet18'" in line
+    assert f", got {place} 'resnet81'." in line
+    assert place in run(words[0], "--help").stdout
     assert "Traceback" in run(*words, "--traceback", code=1).stderr
 
 
