@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -70,15 +71,14 @@ _KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("kind", _KINDS)
 def test_each_kind_of_trouble_is_told_and_with_strict_is_no_success(tmp_path: Path, kind: str) -> None:
-    for split in ("train", "val"):
-        fill(tmp_path / split)
-    assert run(tmp_path, "--fewest", 3, "--strict").stdout == "12 photos, 2 classes\nNothing is wrong.\n"
+    splits = [fill(tmp_path / split) for split in ("train", "val")]
+    assert run(*splits, "--fewest", 3, "--strict").stdout == "12 photos, 2 classes\nNothing is wrong.\n"
     make, words = _KINDS[kind]
     make(tmp_path)
-    told = run(tmp_path, "--fewest", 3).stdout
+    told = run(*splits, "--fewest", 3).stdout
     assert words in told
     assert "Nothing is wrong" not in told
-    assert run(tmp_path, "--fewest", 3, "--strict", code=1).stdout == told
+    assert run(*splits, "--fewest", 3, "--strict", code=1).stdout == told
 
 
 def test_what_is_hidden_is_told_and_is_nothing_wrong(tmp_path: Path) -> None:
@@ -261,6 +261,47 @@ def test_interrupt_leaves_no_thread_behind(tmp_path: Path, monkeypatch: pytest.M
     run(tmp_path, code=130)
 
 
+# What fit and search make of the folder
+
+
+def fit_says(*words: object, code: int = 0) -> str:
+    options = ["--backbone", "featx_micro", "--layers", "-1", "--no-cache"]
+    result = runner().invoke(featx, ["fit", *map(str, words), *options])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.stderr
+
+
+@pytest.mark.parametrize("splits", [("train", "val"), ("val2017",), ("test", "control")])
+def test_folder_that_fit_refuses_is_wrong_in_the_words_of_fit(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    root = tmp_path / "two words"
+    for split in splits:
+        fill(root / split)
+    (line,) = fit_says(root, "-o", tmp_path / "m.joblib", code=1).splitlines()
+    said = line.removeprefix("Error: ")
+    told = run(root, "--fewest", 0).stdout.splitlines()
+    assert f"Refused by fit and search: {said}" in told
+    assert "Nothing is wrong." not in told
+    run(root, "--fewest", 0, "--strict", code=1)
+    found = json.loads(run(root, "--fewest", 0, "--json", "-o", tmp_path / "found.csv").stdout)
+    assert (found["refused"], found["n_problems"]) == ([{"folder": str(root), "reason": said}], 1)
+    with open(tmp_path / "found.csv", newline="") as file:
+        assert [*csv.reader(file)][1:] == [[str(root), "refused by fit and search", said]]
+    words = shlex.split(said.partition("name them: ")[2])
+    fit_says(*words, "-o", tmp_path / "m.joblib", code=int(len(splits) == 1))  # of one class nothing is learnt
+    run(*(root / split for split in splits if split != "control"), "--fewest", 0, "--strict")
+
+
+def test_photos_without_class_folders_are_told_what_fit_needs_and_are_nothing_wrong(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    put(root / "1.jpg", root / "2.jpg")
+    (root / "empty").mkdir()
+    told = run(root, "--strict").stdout.splitlines()
+    assert f"No class folders: {root} (fit and search need one subfolder of photos per class)" in told
+    assert told[-1] == "Nothing is wrong."
+    assert json.loads(run(root, "--json").stdout)["without_class_folders"] == [str(root)]
+    assert "No class folders" not in run(fill(tmp_path / "classes")).stdout
+
+
 # Whatever there is
 
 
@@ -311,7 +352,7 @@ def test_class_folders_that_are_not_there_are_missed_in_splits_alone(tmp_path: P
     for split in ("train", "val"):
         fill(tmp_path / split)
     fill(tmp_path, "u")  # beside the splits
-    assert "Nothing is wrong." in run(tmp_path, "--fewest", 3, "--strict").stdout
+    assert "Fewer than" not in run(tmp_path, "--fewest", 3).stdout
     shutil.rmtree(tmp_path / "val" / "b")
     assert "Fewer than 3 photos: val/b (0)" in run(tmp_path, "--fewest", 3).stdout.replace(f"{tmp_path}/", "")
 

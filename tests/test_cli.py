@@ -364,19 +364,23 @@ def test_failed_run_leaves_the_older_file_as_it_was(photos: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "place"),
     [
-        ["extract", "{photos}", "-o", "{out}/f.npy", "--backbone", "resnet81"],
-        ["search", "{photos}", "--backbones", "featx_micro,resnet81"],
-        ["layers", "resnet81"],
-        ["similar", "resnet81", "{photos}", "{photos}/red/0.jpg"],
+        (["extract", "{photos}", "-o", "{out}/f.npy", "--backbone", "resnet81"], "--backbone"),
+        (["search", "{photos}", "--backbones", "featx_micro,resnet81"], "--backbones"),
+        (["layers", "resnet81"], "BACKBONE"),
+        (["similar", "resnet81", "{photos}", "{photos}/red/0.jpg"], "BACKBONE_OR_MODEL"),
     ],
 )
-def test_unknown_backbone_is_one_line_with_near_names(words: list[str], photos: Path, tmp_path: Path) -> None:
+def test_unknown_backbone_is_one_line_with_near_names_and_where_it_stands(
+    words: list[str], place: str, photos: Path, tmp_path: Path
+) -> None:
     words = [word.format(photos=photos, out=tmp_path) for word in words]
     (line,) = run(*words, code=1).stderr.splitlines()
     assert line.startswith("Error: ")
     assert "'resnet18'" in line
+    assert f", got {place} 'resnet81'." in line
+    assert place in run(words[0], "--help").stdout
     assert "Traceback" in run(*words, "--traceback", code=1).stderr
 
 
@@ -405,20 +409,24 @@ def test_files_that_are_no_models_are_told_in_one_line(photos: Path, tmp_path: P
     (tmp_path / "words.joblib").write_text("words")
     (tmp_path / "words.safetensors").write_text("words")
     save_file({"w": torch.zeros(2)}, tmp_path / "tensors.safetensors")
-    assert "it holds tensors alone" in run("predict", tmp_path / "tensors.safetensors", photos, code=1).stderr
+    assert "a file of tensors alone" in run("predict", tmp_path / "tensors.safetensors", photos, code=1).stderr
     for name in ("dict.joblib", "words.joblib", "words.safetensors", "tensors.safetensors"):
         (line,) = run("predict", tmp_path / name, photos, code=1).stderr.splitlines()
         assert name in line
 
 
-@pytest.mark.parametrize("old", [False, True])
-def test_checkpoint_in_the_place_of_a_model_is_told_what_it_is_for(photos: Path, tmp_path: Path, old: bool) -> None:
+@pytest.mark.parametrize("written", ["archive", "pickle", "safetensors"])
+def test_checkpoint_in_the_place_of_a_model_is_told_what_it_is_for(photos: Path, tmp_path: Path, written: str) -> None:
     state = PretrainedFeatureExtractor("featx_micro")._spec().load("cpu", torch.float32).module.state_dict()
-    path = tmp_path / "it's last.ckpt"
-    torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=not old)
+    path = tmp_path / f"it's last.{'safetensors' if written == 'safetensors' else 'ckpt'}"
+    if written == "safetensors":
+        save_file({name: value.contiguous() for name, value in state.items()}, path)
+    else:
+        torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=written == "archive")
     (line,) = run("predict", path, photos, code=1).stderr.splitlines()
-    assert f"got {path}, a checkpoint of torch's. Learn with it first: featx fit photos/ -o" in line
-    assert "Unpickling" not in line
+    assert re.search(rf"got {re.escape(str(path))}, a .*\. Learn with it first: featx fit photos/ -o", line)
+    assert "Error" not in line.removeprefix("Error: ")
+    assert line.count("expected") == 1
     words = shlex.split(line.partition("Learn with it first: featx ")[2])
     words[words.index("NAME")], words[words.index("photos/")] = "featx_micro", str(photos)
     words[words.index("model.joblib")] = str(tmp_path / "m.joblib")

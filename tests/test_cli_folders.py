@@ -144,6 +144,15 @@ def test_classes_spelt_wrongly_are_told_what_may_be_meant(tmp_path: Path) -> Non
     assert json.loads(run("fit", *shlex.split(line), *options).stdout)["classes"] == ["ants", "bees"]
 
 
+def test_classes_without_a_folder_are_told_and_the_way_out_works(tmp_path: Path) -> None:
+    folder = put(tmp_path / "small", *(f"{name}/{i}.png" for name in ("ants", "bees") for i in range(2)))
+    options = ["-o", tmp_path / "m.joblib", *MICRO, "--layers", "-1", "--json"]
+    failed = run("fit", folder, "--classes", "ants,wasps", *options, code=1).stderr
+    assert "with no folder 'wasps'; there are 'ants', 'bees'. Name" in failed
+    (line,) = re.findall(r"Name all of them: (.*?)\. To leave out", failed)
+    assert json.loads(run("fit", *shlex.split(line), *options).stdout)["classes"] == ["ants", "bees"]
+
+
 def test_commands_follow_links_as_the_library_does(tmp_path: Path) -> None:
     put(tmp_path / "elsewhere", "bees/1.png", "bees/2.png", "more/3.png")
     folder = put(tmp_path / "photos", "ants/1.png", "ants/2.png")

@@ -301,6 +301,25 @@ def test_classes_that_are_spelt_otherwise_are_told_what_may_be_meant(tmp_path, c
     assert sorted(eval(lines_in(str(error.value))[0]).target_names) == ["ants", "bees", "wasps"]
 
 
+@pytest.mark.parametrize(
+    ("classes", "absent", "named"),
+    [
+        (["ants", "wasps"], "'wasps'", ["ants", "bees"]),
+        (["bee", "wasps", "x"], "'wasps', 'x'", ["bees", "ants"]),
+        (["wasps"], "'wasps'", ["ants", "bees"]),
+    ],
+)
+def test_classes_without_a_folder_are_told_before_the_folders_that_there_are(tmp_path, classes, absent, named):
+    fill(tmp_path, "ants/1.jpg", "bees/1.jpg")
+    with pytest.raises(ValueError, match=f"got path='.*' with no folder {absent}; there are 'ants', 'bees'. ") as error:
+        load_image_folder(tmp_path, classes=classes)
+    assert ("Did you mean 'bees' in place of 'bee'" in str(error.value)) == ("bee" in classes)
+    (line,) = lines_in(str(error.value))
+    followed = eval(line)
+    assert followed.target_names == named
+    assert not followed.left_out
+
+
 def test_subset_of_the_classes_is_told_how_it_is_taken(tmp_path):
     fill(tmp_path, "ants/1.jpg", "bees/1.jpg", "wasps/1.jpg")
     with pytest.raises(ValueError, match="To leave out a folder, move it elsewhere") as error:

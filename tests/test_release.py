@@ -7,12 +7,15 @@ import re
 import subprocess
 import sys
 from configparser import ConfigParser
+from importlib import metadata
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from commands import runner
 
 import featx
+from featx.cli.commands import featx as program
 
 ROOT = Path(featx.__file__).parents[1]
 OF_DEVELOPERS = {"test", "bench", "dev"}
@@ -45,6 +48,16 @@ def test_version_tells_the_release_of_everything_that_featx_requires(setup: Conf
         for name in requirements(setup["options.extras_require"][extra]):
             assert f"{name} {version(name)}" in lines
     assert not any(line.startswith(("pytest", "ruff", "featx[")) for line in lines[1:])
+
+
+def test_version_of_a_clone_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata.MetadataPathFinder, "find_distributions", lambda *_: iter(()))
+    told = runner().invoke(program, ["--version"])
+    assert told.exit_code == 0, told.exception
+    first, second, last = told.stdout.splitlines()
+    assert first == f"featx {featx.__version__}"
+    assert second.startswith("Python ")
+    assert "unknown, since featx is not installed" in last
 
 
 def test_extra_all_is_every_extra_that_is_for_users(setup: ConfigParser) -> None:

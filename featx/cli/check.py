@@ -13,7 +13,7 @@ from featx.cli.files import OutputFile, write_csv
 from featx.cli.findings import Findings, Photo
 from featx.cli.options import example, fourth_band_option, n_jobs_option, pixel_range_option, with_console
 from featx.cli.outcomes import Console, broken_of
-from featx.cli.photos import closed_folders
+from featx.cli.photos import closed_folders, refusal
 from featx.exceptions import ImageError
 from featx.images import Items, as_items
 from featx.images.formats import choose
@@ -63,8 +63,10 @@ def check(
     A folder holds one subfolder per class, or splits (train, val, test, ...) that do, or photos alone; several folders
     are splits. Told are photos that cannot be read; exact copies, which are files of the same bytes, and those of them
     that lie under several classes or in several splits; photos of more than 8 bits that use little of the range of
-    values that is read (--pixel-range), or go beyond it; files that are taken for no photos; and classes with few
-    photos. Of copies both are counted: the files, and the photos that they are of.
+    values that is read (--pixel-range), or go beyond it; files that are taken for no photos; classes with few photos;
+    and a folder that fit and search refuse as it stands, since its subfolders are called like splits: to learn from one
+    of these, check photos/train photos/val in place of photos/. Of copies both are counted: the files, and the photos
+    that they are of.
     """
     choice = choose()
     parts = [part for folder in folders for part in list_parts(folder, choice)]
@@ -79,13 +81,17 @@ def check(
     digests = _digests(items, n_jobs, console)
     console.left_out += left_out
     console.broken += closed_folders(error for listing in listings for error in listing.closed)
+    little, beyond = ([photos[row][0] for row in items.reading.seen.rows(kind)] for kind in (LITTLE, BEYOND))
     findings = Findings(
         [Photo(path, part.path, name, digest) for (path, part, name), digest in zip(photos, digests, strict=True)],
         [(part.path, name) for part in parts for name in part.classes],
         console.broken,
         left_out,
         fewest,
-        *([photos[row][0] for row in items.reading.seen.rows(kind)] for kind in (LITTLE, BEYOND)),
+        little,
+        beyond,
+        [(folder, why) for folder in folders if (why := refusal(folder)) is not None],
+        [part.path for part in parts if [*part.classes] == [""]],
     )
     for line in findings.lines():
         console.say(line)

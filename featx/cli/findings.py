@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 from featx.cli.outcomes import Broken, shown
@@ -21,6 +22,9 @@ _COPIES = {
 }
 #: Photos whose values lie badly in the range that is read, by attribute of `Findings`, as they are told.
 _RANGES = {"little_range": "Little of the range used", "beyond_range": "Values beyond the range"}
+
+_REFUSED = "Refused by fit and search"
+_NEEDED = "fit and search need one subfolder of photos per class"
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,10 @@ class Findings:
         Photos that a class needs.
     little_range, beyond_range : sequence of str
         Paths of those that use little of the range of values that is read, and of those with values beyond it.
+    refused : sequence of (str, str)
+        Folders that cannot be learnt from as they stand, and why.
+    without_classes : sequence of str
+        Folders of photos alone, with which nothing is wrong.
     """
 
     photos: Sequence[Photo]
@@ -78,6 +86,8 @@ class Findings:
     fewest: int
     little_range: Sequence[str] = ()
     beyond_range: Sequence[str] = ()
+    refused: Sequence[tuple[str, str]] = ()
+    without_classes: Sequence[str] = ()
 
     @cached_property
     def copies(self) -> list[list[Photo]]:
@@ -119,10 +129,10 @@ class Findings:
         """How many there are."""
         lost = sum(each.number for each in self.left_out if each.is_lost)
         found = [getattr(self, name) for name in (*_COPIES, *_RANGES)]
-        return lost + len(self.broken) + len(self.few) + sum(map(len, found))
+        return lost + sum(map(len, (self.broken, self.few, self.refused))) + sum(map(len, found))
 
     def lines(self) -> Iterator[str]:
-        """In words, one line for each kind."""
+        """In words, one line for each kind, and for each folder that is refused."""
         names = {each.name for each in self.classes}
         yield f"{_number(len(self.photos), 'photo')}, {_number(len(names), 'class')}"
         if self.broken:
@@ -136,6 +146,9 @@ class Findings:
         if self.few:
             several = len({each.part for each in self.classes}) > 1
             yield f"Fewer than {self.fewest} photos: {_listed(self.few, several)}"
+        yield from (f"{_REFUSED}: {_in_line(why)}" for _, why in self.refused)
+        if self.without_classes:
+            yield f"No class folders: {_few_of(self.without_classes)} ({_NEEDED})"
         if not self.n_problems:
             yield "Nothing is wrong."
 
@@ -151,7 +164,7 @@ class Findings:
                 yield f"{kind}: {files} of {photos}", " and ".join(_in_line(p.path) for p in _different(groups[0])[:2])
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
-        """Path, problem and detail of each photo, and of each class folder with few of them."""
+        """Path, problem and detail of each photo, each refused folder, and each class folder with few photos."""
         for each in self.broken:
             yield shown(each.path), "unreadable", each.reason
         for group in self.copies:
@@ -164,6 +177,7 @@ class Findings:
                 yield from ((shown(photo.path), problem, shown(places)) for photo in group)
         for name, kind in _RANGES.items():
             yield from ((shown(path), kind.lower(), "") for path in getattr(self, name))
+        yield from ((shown(folder), _REFUSED.lower(), shown(why)) for folder, why in self.refused)
         for each_class in self.few:
             folder = os.path.join(each_class.part, each_class.name)
             yield shown(folder), f"fewer than {self.fewest} photos", str(each_class.count)
@@ -178,6 +192,8 @@ class Findings:
             "classes": [_as_dict(each) for each in self.classes],
             "fewest": self.fewest,
             "few": [_as_dict(each) for each in self.few],
+            "refused": [{"folder": shown(folder), "reason": shown(why)} for folder, why in self.refused],
+            "without_class_folders": [*map(shown, self.without_classes)],
             "n_problems": self.n_problems,
         }
 
@@ -193,10 +209,15 @@ def _different(group: Sequence[Photo]) -> list[Photo]:
 
 
 def _listed(classes: Sequence[Class], several: bool) -> str:
-    words = [_in_line(os.path.join(each.part, each.name) if several else each.name) for each in classes[:_MOST_TOLD]]
-    counted = [f"{word} ({each.count})" for word, each in zip(words, classes, strict=False)]
-    more = [f"{len(classes) - _MOST_TOLD} more"] * (len(classes) > _MOST_TOLD)
-    return ", ".join([*counted, *more])
+    paths = [os.path.join(each.part, each.name) if several else each.name for each in classes]
+    return _few_of(paths, [f" ({each.count})" for each in classes])
+
+
+def _few_of(paths: Sequence[str], counts: Sequence[str] = ()) -> str:
+    """The first of them, each with its count, if there are some, and how many more there are."""
+    words = [f"{_in_line(path)}{count}" for path, count in zip_longest(paths, counts, fillvalue="")]
+    more = [f"{len(words) - _MOST_TOLD} more"] * (len(words) > _MOST_TOLD)
+    return ", ".join([*words[:_MOST_TOLD], *more])
 
 
 def _in_line(path: str) -> str:

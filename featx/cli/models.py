@@ -64,11 +64,14 @@ def load_model(path: str) -> Pipeline | FineTuneClassifier:
 def _no_model(path: str) -> click.ClickException | None:
     """What to raise where a file is no model but what one is learnt with."""
     from featx.backbones.checkpoints import is_written_by_torch
+    from featx.training.sharing import holds_tensors_alone
 
-    if path.lower().endswith(SAFE) or not is_written_by_torch(path):
+    kinds = ((is_written_by_torch, "a checkpoint of torch's"), (holds_tensors_alone, "a file of tensors alone"))
+    what = next((what for is_of_it, what in kinds if is_of_it(path)), None)
+    if what is None:
         return None
     return click.ClickException(
-        f"{_EXPECTED}, got {path}, a checkpoint of torch's. Learn with it first: featx fit photos/ -o model.joblib "
+        f"{_EXPECTED}, got {path}, {what}. Learn with it first: featx fit photos/ -o model.joblib "
         f"--backbone NAME --weights {typed([path])}"
     )
 

@@ -213,11 +213,12 @@ class Program(click.Group):
             code = _exit_code(
                 lambda: run([*given], prog_name, **(extra | {"standalone_mode": False, "obj": given})),
                 "--traceback" in given,
+                next((self.commands[word] for word in given if word in self.commands), None),
             )
         sys.exit(code)
 
 
-def _exit_code(run: Callable[[], Any], with_traceback: bool) -> int:
+def _exit_code(run: Callable[[], Any], with_traceback: bool, command: click.Command | None) -> int:
     try:
         code = run()
     except click.ClickException as error:
@@ -233,7 +234,7 @@ def _exit_code(run: Callable[[], Any], with_traceback: bool) -> int:
         if with_traceback:
             traceback.print_exc()
         kind = "" if isinstance(error, _PLAIN) else f"{type(error).__name__}: "
-        click.echo(f"Error: {kind}{_with_options(one_line(error))}", err=True)
+        click.echo(f"Error: {kind}{_with_options(one_line(error), command)}", err=True)
         return 1
     return code if isinstance(code, int) else 0
 
@@ -246,11 +247,20 @@ def _interrupted() -> str:
     )
 
 
-def _with_options(message: str) -> str:
-    """The library's words for parameters as options that can be typed."""
+def _with_options(message: str, command: click.Command | None = None) -> str:
+    """The library's words for parameters as a command's options and arguments, which can be typed."""
     message = _FILE_AND_KEY.sub(lambda found: f"--weights {typed(['#'.join(ast.literal_eval(found[1]))])}", message)
-    message = _PARAMETER.sub(lambda found: f"--{found[1].replace('_', '-')} ", message)
+    message = _PARAMETER.sub(lambda found: f"{_place_of(found[1], command)} ", message)
     return _RANGE.sub(r"\1,\2", message)
+
+
+def _place_of(name: str, command: click.Command | None) -> str:
+    """Option or argument of a command that a parameter of the library comes from: --backbones, BACKBONE."""
+    own = [each for each in (command.params if command else ()) if (each.name or "").startswith(name)]
+    if not own:
+        return f"--{name.replace('_', '-')}"
+    nearest = min(own, key=lambda each: len(each.name or ""))
+    return max(nearest.opts, key=len) if isinstance(nearest, click.Option) else nearest.human_readable_name
 
 
 def one_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 from featx.cli.options import listed
-from featx.cli.outcomes import Broken, Console
+from featx.cli.outcomes import Broken, Console, one_line
 from featx.images.classes import list_classes
 from featx.images.formats import choose
 from featx.images.walk import left_out_of, told, walk
@@ -65,6 +65,15 @@ def list_labelled(folder: str, classes: Sequence[str] | None, console: Console) 
     console.tell_left_out(found.left_out)
     labels = [name for name, photos in found.pictures.items() for _ in photos]
     return [photo for photos in found.pictures.values() for photo in photos], np.asarray(labels)
+
+
+def refusal(folder: str) -> str | None:
+    """Why a folder is none of class folders as it stands, in the words of the commands that learn; None if it is."""
+    try:
+        list_classes(folder, line=_line)
+    except ValueError as error:
+        return one_line(error)
+    return None
 
 
 def closed_folders(errors: Iterable[OSError]) -> list[Broken]:

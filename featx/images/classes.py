@@ -113,8 +113,9 @@ def list_classes(
         _check_no_splits(root, walks, line, choice)
         found = walks
     else:
-        found = {name: Listing() for name in names} | _under(names, walks)
-        _check_no_others(root, names, found, line, choice)
+        there = _under(names, walks)
+        _check_no_others(root, names, there, line, choice)
+        found = {name: Listing() for name in names} | there
     empty = [name for name, listing in found.items() if not listing.pictures]
     unlisted = [LeftOut(FOLDER, f"no picture of {_listed(empty)}", len(empty))] * bool(empty)
     dropped = empty if names is None else [*found.keys() - set(names)]
@@ -186,13 +187,15 @@ def _way_into(root: str, splits: Sequence[str], line: Line, choice: Choice) -> s
     return f"{first}read one at a time, all with the same classes: {line(path, classes)}"
 
 
-def _check_no_others(root: str, names: Sequence[str], found: Mapping[str, Listing], line: Line, choice: Choice) -> None:
+def _check_no_others(root: str, names: Sequence[str], there: Mapping[str, Listing], line: Line, choice: Choice) -> None:
     """Raise where a folder with files is none of the classes."""
-    others = [name for name, listing in found.items() if name not in names and _holds_files(listing)]
+    filled = [name for name, listing in there.items() if _holds_files(listing)]
+    others = [name for name in filled if name not in names]
     if not others:
         return
-    meant = _meant([name for name in names if not _holds_files(found[name])], others)
-    spelt = [meant.get(name, name) for name in names]
+    meant = _meant([name for name in names if name not in filled], others)
+    absent = [name for name in names if name not in there and name not in meant]
+    spelt = [meant.get(name, name) for name in names if name not in absent]
     all_named = line(root, [*spelt, *(name for name in others if name not in spelt)])
     if splits := [name for name in others if is_split(name)]:
         way = (
@@ -203,9 +206,10 @@ def _check_no_others(root: str, names: Sequence[str], found: Mapping[str, Listin
         way = f"Did you mean {pairs}? Name them: {all_named}"
     else:
         way = f"Name all of them: {all_named}"
+    got = f"no folder {_listed(absent)}; there are {_listed(filled)}" if absent else f"{_listed(others)} too"
     raise ValueError(
-        f"Subfolders of the names classes={[*names]!r} are expected, got path={root!r} with {_listed(others)} "
-        f"too. {way}. To leave out a folder, move it elsewhere."
+        f"Subfolders of the names classes={[*names]!r} are expected, got path={root!r} with {got}. {way}. "
+        "To leave out a folder, move it elsewhere."
     )
 
 

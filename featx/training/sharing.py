@@ -82,6 +82,15 @@ def load_fitted(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], 
         ) from error
 
 
+def holds_tensors_alone(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is one of safetensors that `save_fitted` did not write, such as weights of a network."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _KEY not in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def as_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray | torch.Tensor]:
     """Tensors as NumPy's arrays, which more formats hold than pickles do; those of a kind that NumPy lacks as is."""
     own = {name: to_host(value.detach()) for name, value in tensors.items()}
