@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 import pytest
+import torch
 from packaging.version import Version
 
 from featx import FineTuneClassifier
@@ -13,6 +14,34 @@ from featx import FineTuneClassifier
 needs_callbacks = pytest.mark.skipif(
     not hasattr(FineTuneClassifier, "set_callbacks"), reason="scikit-learn < 1.9 has no callbacks"
 )
+keeps_index = pytest.mark.skipif(
+    Version(version("scikit-learn")) < Version("1.7"), reason="scikit-learn < 1.7 takes no index from a Series"
+)
+
+
+def needs_network(name: str) -> pytest.MarkDecorator:
+    """A test of a network that older releases of timm do not have."""
+    import timm
+
+    return pytest.mark.skipif(not timm.is_model(name), reason=f"timm {timm.__version__} has no {name}")
+
+
+def needs_stages(name: str) -> pytest.MarkDecorator:
+    """A test of a network of which older releases of timm tell no stages, or the same reduction for all."""
+    import timm
+
+    told = getattr(timm.create_model(name), "feature_info", ())
+    lacks = len({stage["reduction"] for stage in told}) < 2
+    return pytest.mark.skipif(lacks, reason=f"timm {timm.__version__} does not tell the stages of {name}")
+
+
+def sizes_are_checked() -> bool:
+    """Whether torch tells that a convolution does not fit an image where neither has values."""
+    try:
+        torch.nn.functional.conv2d(torch.empty(1, 1, 2, 2, device="meta"), torch.empty(1, 1, 3, 3, device="meta"))
+    except RuntimeError:
+        return True
+    return False
 
 
 class Known(NamedTuple):

@@ -13,6 +13,7 @@ import pandas as pd
 import polars as pl
 import pytest
 from PIL import Image
+from releases import keeps_index
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer
@@ -151,9 +152,12 @@ def test_set_output_gives_named_columns(photos, library: str, frame: type) -> No
     rows = extractor().set_output(transform=library).fit_transform(photos.data[:3])
     assert isinstance(rows, frame)
     assert list(rows.columns)[:2] == ["features_avg_0", "features_avg_1"]
-    if library == "pandas":
-        series = pd.Series(photos.data[:3], index=["a", "b", "c"])
-        assert extractor().set_output(transform="pandas").transform(series).index.tolist() == ["a", "b", "c"]
+
+
+@keeps_index
+def test_set_output_keeps_the_index_of_a_series(photos) -> None:
+    series = pd.Series(photos.data[:3], index=["a", "b", "c"])
+    assert extractor().set_output(transform="pandas").transform(series).index.tolist() == ["a", "b", "c"]
 
 
 def test_pipeline_survives_a_round_trip_into_a_new_process(photos, tmp_path: Path) -> None:

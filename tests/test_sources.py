@@ -44,7 +44,8 @@ def path(tmp_path):
 
 def object_array(*elements):
     array = np.empty(len(elements), dtype=object)
-    array[:] = elements
+    for row, element in enumerate(elements):  # all at once, NumPy would look into them
+        array[row] = element
     return array
 
 

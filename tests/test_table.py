@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from releases import sizes_are_checked
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models import WeightsEnum, get_model_builder, get_model_weights, list_models
@@ -251,6 +252,8 @@ def test_min_size_runs_and_one_pixel_less_does_not(model: str) -> None:
     family = family_of(model)
     network = build(model, **family.build_options)
     run(network, family.min_size)
+    if not sizes_are_checked():
+        pytest.skip(f"torch {torch.__version__} does not tell sizes that do not fit before there are values")
     with pytest.raises((RuntimeError, AssertionError)):
         run(network, family.min_size - 1)
 

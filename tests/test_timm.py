@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import relative_difference
 from PIL import Image
+from releases import needs_network, needs_stages
 from safetensors.torch import save_file
 from sklearn.base import clone
 from sklearn.datasets import load_sample_image
@@ -42,7 +43,9 @@ SMALL = "timm/test_resnet"
 NETWORKS = [
     *("resnet18", "resnet50", "efficientnet_b0", "mobilenetv3_small_100", "convnext_atto", "vit_tiny_patch16_224"),
     *("swin_tiny_patch4_window7_224", "regnety_002", "densenet121", "tf_efficientnetv2_b0", "mobilevit_xxs"),
-    *("gcvit_xxtiny", "cait_xxs24_224", "caformer_s18"),  # channels last at one size only; late class token; deep head
+    "cait_xxs24_224",  # late class token
+    pytest.param("gcvit_xxtiny", marks=needs_stages("gcvit_xxtiny")),  # channels last at one size only
+    pytest.param("caformer_s18", marks=needs_stages("caformer_s18")),  # deep head
 ]
 
 
@@ -158,7 +161,12 @@ def test_tag_in_the_name_decides_preset_and_classes() -> None:
 
 @pytest.mark.parametrize(
     ("name", "origin"),
-    [("test_vit", "file"), ("test_vit", "published"), ("test_vit", "seed"), ("test_vit_relpos", "file")],
+    [
+        ("test_vit", "file"),
+        ("test_vit", "published"),
+        ("test_vit", "seed"),
+        pytest.param("test_vit_relpos", "file", marks=needs_network("test_vit_relpos")),
+    ],
 )
 def test_network_of_one_size_is_built_for_another_as_timm_does_it(
     name: str, origin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -219,6 +227,7 @@ def test_transformer_of_torchvision_is_built_for_another_size_as_torchvision_doe
     assert relative_difference(extractor.transform(images), expected.numpy()) < 1e-5
 
 
+@needs_network("vit_base_patch16_sapiens2")
 def test_what_no_preset_can_do_is_an_error() -> None:
     with pytest.raises(BackboneError, match="1024 x 768"):
         random("timm/vit_base_patch16_sapiens2").fit(IMAGES)
@@ -394,6 +403,10 @@ def test_unknown_name_names_the_nearest(wrong: str, near: str) -> None:
 def test_unknown_weights_name_the_nearest() -> None:
     with pytest.raises(WeightsError, match=r"'a1_in1k'.*got weights='a1_in2k'"):
         PretrainedFeatureExtractor("timm/resnet18", weights="a1_in2k").fit(IMAGES)
+
+
+@needs_network("test_vit4")
+def test_network_of_which_nothing_is_published_says_so() -> None:
     with pytest.raises(WeightsError, match="expected to be None, or the path"):
         PretrainedFeatureExtractor("timm/test_vit4").fit(IMAGES)  # of which nothing is published
     assert list_layers("timm/test_vit4")

@@ -21,6 +21,7 @@ from featx.backbones.skeletons import ParametersMadeWith
 from featx.backbones.tracing import Call
 from featx.exceptions import BackboneError, WeightsError
 from featx.images.preprocessing import Preset, SquashPreset
+from featx.system.compat import timm_keeps_whole
 from featx.system.randomness import private_generator
 
 PREFIX = "timm/"
@@ -354,5 +355,4 @@ def told_output(module: nn.Module, calls: Mapping[str, Call]) -> str | None:
 
 def wants_to_be_whole(module: nn.Module) -> bool:
     """Whether timm says that a module's inside cannot be traced (its forward looks at shapes)."""
-    layers = sys.modules.get("timm.layers")
-    return layers is not None and bool(layers.is_notrace_module(type(module)))
+    return timm_keeps_whole(type(module))

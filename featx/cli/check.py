@@ -63,10 +63,9 @@ def check(
     A folder holds one subfolder per class, or splits (train, val, test, ...) that do, or photos alone; several folders
     are splits. Told are photos that cannot be read; exact copies, which are files of the same bytes, and those of them
     that lie under several classes or in several splits; photos of more than 8 bits that use little of the range of
-    values that is read (--pixel-range), or go beyond it; files that are taken for no photos; classes with few photos;
-    and a folder that fit and search refuse as it stands, since its subfolders are called like splits: to learn from one
-    of these, check photos/train photos/val in place of photos/. Of copies both are counted: the files, and the photos
-    that they are of.
+    values that is read (--pixel-range), or go beyond it; files that are taken for no photos; and classes with few
+    photos. Of copies both are counted: the files, and the photos that they are of. That fit and search refuse a folder
+    as it stands, since its subfolders are called like splits, is told and counts as no problem.
     """
     choice = choose()
     parts = [part for folder in folders for part in list_parts(folder, choice)]

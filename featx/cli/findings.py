@@ -74,7 +74,7 @@ class Findings:
     little_range, beyond_range : sequence of str
         Paths of those that use little of the range of values that is read, and of those with values beyond it.
     refused : sequence of (str, str)
-        Folders that cannot be learnt from as they stand, and why.
+        Folders that cannot be learnt from as they stand, and why; no trouble of the photos.
     without_classes : sequence of str
         Folders of photos alone, with which nothing is wrong.
     """
@@ -129,7 +129,7 @@ class Findings:
         """How many there are."""
         lost = sum(each.number for each in self.left_out if each.is_lost)
         found = [getattr(self, name) for name in (*_COPIES, *_RANGES)]
-        return lost + sum(map(len, (self.broken, self.few, self.refused))) + sum(map(len, found))
+        return lost + len(self.broken) + len(self.few) + sum(map(len, found))
 
     def lines(self) -> Iterator[str]:
         """In words, one line for each kind, and for each folder that is refused."""
@@ -150,7 +150,7 @@ class Findings:
         if self.without_classes:
             yield f"No class folders: {_few_of(self.without_classes)} ({_NEEDED})"
         if not self.n_problems:
-            yield "Nothing is wrong."
+            yield "Nothing else is wrong." if self.refused else "Nothing is wrong."
 
     def copies_line(self) -> str:
         """How many copies there are of each kind, in one line; empty without any."""

@@ -120,9 +120,9 @@ def balanced(n: int, n_columns: int) -> int:
 
 def draw_legend(ax: Axes, handles: Sequence[Any], labels: Sequence[object], title: str | None = None) -> None:
     """Draw a legend whose labels are a user's words."""
-    legend = ax.legend(handles, [shortened(label) for label in labels], title=title)
-    for text in legend.get_texts():
-        text.update(PLAIN)
+    legend = ax.legend(handles, ["-"] * len(labels), title=title)  # which leaves out, or warns of, some of the words
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.update({**PLAIN, "text": shortened(label)})
 
 
 def shortened(label: object) -> str:

@@ -7,6 +7,7 @@ in ``devices.py``.
 
 from __future__ import annotations
 
+import sys
 from collections import UserDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -57,4 +58,13 @@ def root_figure(ax: Any) -> Figure | None:
         return ax.get_figure().figure
 
 
-__all__ = ["CallbackSupportMixin", "ParamsDict", "root_figure", "with_callbacks"]
+def timm_keeps_whole(kind: type) -> bool:
+    """Whether timm, where it is loaded, says of a class of modules that their inside cannot be traced."""
+    for place in ("timm.layers", "timm.models._features_fx"):  # where newer releases have it, and older ones
+        asked = getattr(sys.modules.get(place), "is_notrace_module", None)
+        if asked is not None:
+            return bool(asked(kind))
+    return False
+
+
+__all__ = ["CallbackSupportMixin", "ParamsDict", "root_figure", "timm_keeps_whole", "with_callbacks"]
