@@ -7,8 +7,7 @@ import re
 import subprocess
 import sys
 from configparser import ConfigParser
-from importlib import metadata
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -51,7 +50,10 @@ def test_version_tells_the_release_of_everything_that_featx_requires(setup: Conf
 
 
 def test_version_of_a_clone_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata.MetadataPathFinder, "find_distributions", lambda *_: iter(()))
+    def find_none(name: str) -> list[str]:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("featx.cli.versions.requires", find_none)
     told = runner().invoke(program, ["--version"])
     assert told.exit_code == 0, told.exception
     first, second, last = told.stdout.splitlines()
