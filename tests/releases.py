@@ -64,6 +64,12 @@ class Known(NamedTuple):
 
 KNOWN = [
     Known(
+        "scikit-learn",
+        "1.7",
+        "ignore:scipy.optimize:DeprecationWarning",
+        "scikit-learn's logistic regression passes options that scipy 1.16 warns of",
+    ),
+    Known(
         "torch",
         "2.9",
         "ignore:Implicitly cleaning up:ResourceWarning",
