@@ -64,10 +64,10 @@ class Known(NamedTuple):
 
 KNOWN = [
     Known(
-        "scikit-learn",
-        "1.7",
-        "ignore:scipy.optimize:DeprecationWarning",
-        "scikit-learn's logistic regression passes options that scipy 1.16 warns of",
+        "torch",
+        "2.15",
+        "ignore:`torch.jit.script` is deprecated:DeprecationWarning",
+        "some releases warn of what a test passes as a user may",
     ),
     Known(
         "torch",
