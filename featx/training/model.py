@@ -76,22 +76,24 @@ class Model:
         with private_generator(seed):
             head = make_head(self.plan.shape[-1], self.hidden, self.n_outputs, self.dropout)
         head = move(head, self.device, torch.float32)
-        module = None if self.split.head_only else self._module()
+        module, shares = (None, False) if self.split.head_only else self._module()
         if tensors is not None:
             may_change = set() if module is None else set(self.split.names(module))
             _load(head, _within(tensors, _HEAD), set(head.state_dict()), "hidden_layer_sizes")
             _load(module, _within(tensors, _NETWORK), may_change, "freeze")
-        return Built(self, module, head)
+        return Built(self, module, head, shares)
 
     def pretrained(self) -> Network:
         """The network before training, on the device."""
         return self.spec.load(self.device, torch.float32)
 
-    def _module(self) -> nn.Module:
+    def _module(self) -> tuple[nn.Module, bool]:
         network = self.pretrained()
         check_weights_reach(self.plan, self.architecture, network)
         with network.lock:  # not with the hooks of another thread's pass
-            return copy.deepcopy(network.module)
+            module = copy.deepcopy(network.module)
+        own = map(id, _tensors(module))
+        return module, not {*map(id, _tensors(network.module))}.isdisjoint(own)
 
 
 @dataclass
@@ -104,11 +106,14 @@ class Built:
     module : nn.Module or None
         Of this object alone; None where only the head trains.
     head : nn.Sequential
+    shares : bool
+        Whether tensors of the module are the pretrained network's after all, as of modules whose copies are themselves.
     """
 
     model: Model
     module: nn.Module | None
     head: nn.Sequential
+    shares: bool = False
     _tails: dict[bool, nn.Module] = field(default_factory=dict)
 
     def network(self, training: bool) -> TunedNetwork:
@@ -144,10 +149,7 @@ class Built:
         """Let go of its tensors' memory: a traced network refers to itself, and Python may find that out much later."""
         self._tails.clear()
         nn.Module.to(self.head, "meta")
-        if self.module is None:
-            return
-        pretrained = {*map(id, _tensors(self.model.pretrained().module))}
-        if pretrained.isdisjoint(map(id, _tensors(self.module))):  # as of modules that copy all of themselves
+        if self.module is not None and not self.shares:
             nn.Module.to(self.module, "meta")
 
     def _depths(self) -> dict[str, int]:
