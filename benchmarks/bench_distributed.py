@@ -78,10 +78,10 @@ class Counting(WorkerPlugin):
         Recipe._counted = True  # type: ignore[attr-defined]
         parts, load, file = Recipe._parts, NetworkSpec._load, Path(self.folder, str(os.getpid()))
 
-        def counted_parts(self: Any, network: Any, tiles: Any, slots: Any) -> Any:
+        def counted_parts(self: Any, tiles: Any, *more: Any) -> Any:
             with open(file, "a") as log:
                 log.write(f"images {len(tiles)}\n")
-            return parts(self, network, tiles, slots)
+            return parts(self, tiles, *more)
 
         def counted_load(self: Any, device: str, dtype: Any) -> Any:
             with open(file, "a") as log:

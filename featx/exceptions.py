@@ -120,6 +120,10 @@ class WeightsError(FeatxError, ValueError):
     """Weights that cannot be found, fetched or fitted to the network."""
 
 
+class EngineError(FeatxError, ValueError):
+    """An engine that cannot compute what it was asked for; the message says why."""
+
+
 class OutOfMemory(FeatxError, MemoryError):
     """A device has not enough memory for a batch; the message says what to change."""
 

@@ -10,7 +10,7 @@ from networks import Prototypes
 from sklearn.base import clone
 
 from featx import PretrainedFeatureExtractor
-from featx.activations import engine
+from featx.activations import torch_pass
 from featx.exceptions import LayerError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, size=(9, 40, 50, 3), dtype=np.uint8)
@@ -21,8 +21,8 @@ IMAGE_BYTES = 64 * 32 * 32 * 4
 @pytest.fixture
 def pieces_of(monkeypatch: pytest.MonkeyPatch):
     def fix(n_images: float) -> None:
-        monkeypatch.setattr(engine, "_LARGEST_BYTES", int(n_images * IMAGE_BYTES))
-        monkeypatch.setattr(engine, "_FEWEST_AT_ONCE", 1)
+        monkeypatch.setattr(torch_pass, "_LARGEST_BYTES", int(n_images * IMAGE_BYTES))
+        monkeypatch.setattr(torch_pass, "_FEWEST_AT_ONCE", 1)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
     return fix

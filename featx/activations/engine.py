@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -10,27 +10,22 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
+from featx.activations.exported.finding import NOWHERE, Place
 from featx.activations.finite import Doctor, not_finite_rows
-from featx.activations.plan import FeaturePlan, Slot
-from featx.activations.pooling import pool_together
-from featx.activations.taps import read
-from featx.backbones.layers import Architecture, Layer
+from featx.activations.passes import Passes
+from featx.activations.plan import FeaturePlan, Slot, unset_before
+from featx.backbones.layers import Architecture
 from featx.backbones.networks import Network, NetworkSpec
-from featx.exceptions import ImageError, LayerError, WeightsError
+from featx.exceptions import ImageError, WeightsError
 from featx.images.loading import iter_batches
 from featx.images.preprocessing import Preprocessing
 from featx.images.sources import Items
 from featx.system import threads
-from featx.system.devices import in_memory, kind_of, move, to_host, undisturbed
 from featx.system.locks import ForkSafeLock
 
-# Up to this many values torch sends a batch of one past oneDNN (aten/src/ATen/native/Convolution.cpp, use_mkldnn).
-_LONE_IMAGE_VALUES = 20480
-
-# On a CPU a batch is cut until no module's output is larger: a C library hands larger blocks back to the system at once
-# (glibc those from 32 MiB on), and getting them anew page by page costs up to half as much as the arithmetic.
-_LARGEST_BYTES, _FEWEST_AT_ONCE, _ALL = 2**25 - 2**16, 4, 2**31
+_TOLD: set[str] = set()  # by this process, of reasons
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -103,7 +98,7 @@ TALLY = Tally()
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the features of an image: network, preprocessing, layers, device and precision."""
+    """All that decides the features of an image, network, preprocessing and layers, and what computes them."""
 
     spec: NetworkSpec
     architecture: Architecture
@@ -111,6 +106,7 @@ class Recipe:
     plan: FeaturePlan
     device: str
     precision: str
+    engine: str
 
     @property
     def dtype(self) -> torch.dtype:
@@ -122,7 +118,10 @@ class Recipe:
         starts = range(0, len(items), batch_size)
         batches = [range(start, min(start + batch_size, len(items))) for start in starts]
         slots = self.plan.slots
-        computing = self.compute(items, batches, lambda *_: slots, asked=slots, n_jobs=n_jobs, on_error=on_error)
+        passes = self.passes(len(items))
+        computing = self.compute(
+            items, batches, lambda *_: slots, passes, asked=slots, n_jobs=n_jobs, on_error=on_error
+        )
         with closing(computing):
             for batch, computed in zip(batches, computing, strict=True):
                 rows = np.full((len(batch), *self.plan.shape), np.nan, dtype=np.float32)
@@ -131,11 +130,24 @@ class Recipe:
                     rows[np.subtract(computed.rows, batch.start)] = self.plan.join(parts)
                 yield Block(batch.start, batch.stop, rows, list(computed.errors.values()))
 
+    def passes(self, n_images: int, keep: str = "stages", place: Place = NOWHERE) -> Passes:
+        """What takes about so many images through the network, with graphs found and kept in a place."""
+        passes = Passes(self, n_images, keep, place)
+        self._passes.append(passes)
+        return passes
+
+    def tell_reasons(self) -> None:
+        """Say to stderr why torch computed where another engine might have; once per process."""
+        for reason in {passes.reason for passes in self._passes} - {"", *_TOLD}:
+            _TOLD.add(reason)
+            tqdm.write(f"torch computes: {reason}.", file=sys.stderr)
+
     def compute(
         self,
         items: Items,
         batches: Iterable[Sequence[int]],
-        choose: Callable[[Network, list[int]], Sequence[Slot]],
+        choose: Callable[[list[int], frozenset[str]], Sequence[Slot]],
+        passes: Passes,
         *,
         asked: Sequence[Slot],
         n_jobs: int | None,
@@ -143,8 +155,9 @@ class Recipe:
     ) -> Generator[Computed]:
         """Send batches of items through the network.
 
-        ``choose(network, rows)`` says what to read in a batch; the network is loaded at the first that has an image.
-        An item whose part in a slot of ``asked`` is not finite is an error, as ``on_error`` says.
+        ``choose(rows, missing)`` says what to read in a batch of a network whose modules of those names have no
+        weights; the network is loaded at the first batch that has an image. An item whose part in a slot of ``asked``
+        is not finite is an error, as ``on_error`` says.
         """
         decoding = iter_batches(items, batches, self.preprocessing.tile, n_jobs=n_threads(n_jobs), on_error=on_error)
         with closing(decoding):
@@ -152,7 +165,9 @@ class Recipe:
                 if batch.tiles is None:
                     yield Computed(batch.rows, {}, batch.errors)
                     continue
-                parts = self._parts(self.network, batch.tiles, choose(self.network, batch.rows))
+                self._check_shape(batch.tiles)
+                slots = choose(batch.rows, passes.missing(batch.tiles, asked))
+                parts = self._parts(batch.tiles, slots, passes)
                 wrong = {slot: mask for slot, part in parts.items() if (mask := not_finite_rows(part)) is not None}
                 computed = Computed(batch.rows, parts, batch.errors, wrong)
                 yield self._checked(computed, items, batch.tiles, asked, on_error) if wrong else computed
@@ -193,68 +208,20 @@ class Recipe:
         check_weights_reach(self.plan, self.architecture, network)
         return network
 
-    def _parts(self, network: Network, tiles: torch.Tensor, slots: Sequence[Slot]) -> dict[Slot, torch.Tensor]:
+    def _parts(self, tiles: torch.Tensor, slots: Sequence[Slot], passes: Passes) -> dict[Slot, torch.Tensor]:
+        TALLY.add(len(tiles))
+        return passes.parts(tiles, slots)
+
+    def _check_shape(self, tiles: torch.Tensor) -> None:
         if tuple(tiles.shape[1:]) != self.architecture.shape:
             raise ValueError(
                 f"Images of one shape are expected from preprocess, got {tuple(tiles.shape[1:])} after "
                 f"{self.architecture.shape}. Let preprocess bring them to one size."
             )
-        by_layer: dict[Layer, list[Slot]] = {}
-        for slot in slots:
-            by_layer.setdefault(slot.layer, []).append(slot)
-        reads = list(by_layer.values())
-
-        def reduce(position: int, output: torch.Tensor) -> list[torch.Tensor]:
-            slots = reads[position]
-            parts = pool_together(output, slots[0].layer, [(slot.pooling, slot.grid) for slot in slots])
-            return [part.flatten(1) for part in parts]
-
-        def read_some(some: torch.Tensor) -> list[torch.Tensor]:
-            images = self.preprocessing.finish(move(some, self.device))
-            # In the layout of the weights: in another, every convolution would turn its input.
-            images = _in_company(images.to(self.dtype)).contiguous(memory_format=torch.channels_last)
-            found = read(module, images, list(by_layer), reduce)
-            for layer, parts in zip(by_layer, found, strict=True):
-                check_rows(layer, parts[0], len(images))
-            return [to_host(part[: len(some)]) for of_layer in found for part in of_layer]  # without the company
-
-        TALLY.add(len(tiles))
-        needs = in_memory(self.device, f"a batch of {len(tiles)} images")
-        # The lock: all clones share the module, and one thread's taps would see another's images.
-        with torch.inference_mode(), network.lock, undisturbed(self.device), needs:
-            module = network.reading(by_layer)
-            found = [read_some(some) for some in tiles.chunk(-(-len(tiles) // self._at_once))]
-        parts = found[0] if len(found) == 1 else [torch.cat(part) for part in zip(*found, strict=True)]
-        return dict(zip((slot for of_layer in reads for slot in of_layer), parts, strict=True))
 
     @cached_property
-    def _at_once(self) -> int:
-        """Images of a batch that pass through the network together; all where smaller pieces would leave cores idle."""
-        calls = self.architecture.calls
-        largest = max(math.prod(shape) // 2 for call in calls for shape in (call.shape, call.input_shape))
-        fit = _LARGEST_BYTES // (largest * self.dtype.itemsize)
-        in_pieces = kind_of(self.device).in_pieces
-        return fit if in_pieces and fit >= max(_FEWEST_AT_ONCE, torch.get_num_threads()) else _ALL
-
-
-def _in_company(images: torch.Tensor) -> torch.Tensor:
-    """A lone small image twice: torch convolves it by another routine than a batch, with other rounding."""
-    lone = len(images) == 1 and images.numel() <= _LONE_IMAGE_VALUES
-    return torch.cat([images, images]) if lone else images
-
-
-def check_rows(layer: Layer, part: torch.Tensor, n: int) -> None:
-    """Raise where a layer did not put out one row per image.
-
-    Raises
-    ------
-    LayerError
-    """
-    if len(part) != n:
-        raise LayerError(
-            f"Layers with one row per image are expected, got layer {layer.label!r} with {len(part)} rows for {n} "
-            "images. Read another layer."
-        )
+    def _passes(self) -> list[Passes]:
+        return []
 
 
 def n_threads(n_jobs: int | None) -> int:
@@ -270,15 +237,9 @@ def check_weights_reach(plan: FeaturePlan, architecture: Architecture, network: 
     WeightsError
     """
     for layer in plan.layers:
-        if unset := unset_before(layer, architecture, network):
+        if unset := unset_before(layer, architecture, network.missing):
             raise WeightsError(
                 f"Weights for every module up to layer {layer.label!r} are expected, got a file that has NaN or "
                 f"infinity, none or of another shape for {', '.join(sorted(unset))}. Read a stage before them, such as "
                 "layers=-1, or take a file that has them."
             )
-
-
-def unset_before(layer: Layer, architecture: Architecture, network: Network) -> set[str]:
-    """Modules that a layer's values pass through and that have no weights."""
-    before = {name for call in architecture.calls[: layer.position] for name in call.names}
-    return before & network.missing

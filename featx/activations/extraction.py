@@ -12,9 +12,9 @@ from tqdm.auto import tqdm
 
 from featx.activations.engine import Block, Recipe
 from featx.activations.finite import warn_not_finite
-from featx.activations.kept import KeptRecipe, slots_of
+from featx.activations.kept import KeptRecipe
 from featx.activations.keys import NoKey, changed, describe_recipe
-from featx.activations.plan import Slot
+from featx.activations.plan import Slot, slots_of
 from featx.exceptions import ImageError, NotFinite
 from featx.images.sources import Items
 from featx.images.unreadable import warn_unreadable
@@ -146,6 +146,8 @@ class Extraction:
             yield bar.update, errors
             if self.verbose and "network" in vars(self.recipe):
                 self.recipe.network.tell_note()
+            if self.verbose:
+                self.recipe.tell_reasons()
         if not self.warns:
             return
         self.items.reading.seen.tell()

@@ -9,12 +9,10 @@ from itertools import groupby
 
 import numpy as np
 
-from featx.activations.engine import Block, Computed, Recipe, n_threads, unset_before
-from featx.activations.plan import Slot
-from featx.activations.pooling import GRID_POOLINGS, check_pooling
-from featx.backbones.layers import Architecture, Layer
-from featx.backbones.networks import Network
-from featx.exceptions import ImageError, LayerError, NotFinite
+from featx.activations.engine import Block, Computed, Recipe, n_threads
+from featx.activations.passes import Passes
+from featx.activations.plan import Slot, kept_slots
+from featx.exceptions import ImageError, NotFinite
 from featx.images.reading import Content
 from featx.images.sources import Items
 from featx.images.view import WatchedItems
@@ -56,6 +54,8 @@ class KeptRecipe:
         self._check = check
         self._columns = [slot.column for slot in slots]
         self._kept: tuple[Slot, ...] | None = None
+        self._passes: Passes | None = None
+        self._n_items = 0
 
     def iter_blocks(self, items: Items, most_rows: int = MOST_ROWS) -> Generator[Block]:
         """Yield the features of the items in order, in blocks of at most ``most_rows``."""
@@ -73,6 +73,7 @@ class KeptRecipe:
         return [error for _, lookup in lookups for _, error in sorted(lookup.errors.items())]
 
     def _lookups(self, items: Items, most_rows: int) -> Iterator[tuple[int, _Lookup]]:
+        self._n_items = len(items)
         step = min(most_rows, max(self.batch_size, rows_in_memory(self._columns)))
         for start in range(0, len(items), step):
             part = items[start : start + step]
@@ -85,6 +86,8 @@ class KeptRecipe:
 
     def _fill(self, lookup: _Lookup) -> None:
         missing = self._still_missing(lookup, list(range(len(lookup.digests))))
+        if missing and self._passes is None:
+            self._passes = self._passes_for(len(missing) / len(lookup.places))
         self.tick(len(lookup.places) - len(missing))
         while missing:
             done = self._compute(lookup, missing)
@@ -94,6 +97,10 @@ class KeptRecipe:
             self.tick(len(others) - len(missing))
             if missing and not done:
                 self.session.wait()
+
+    def _passes_for(self, missing: float) -> Passes:
+        """For all items, if as many are missing of those that were not looked up yet."""
+        return self.recipe.passes(round(missing * self._n_items), self.session.keep, self.session)
 
     def _still_missing(self, lookup: _Lookup, places: list[int]) -> list[int]:
         """Copy what the store knows into the look-up; the places that it does not know."""
@@ -105,6 +112,7 @@ class KeptRecipe:
 
     def _compute(self, lookup: _Lookup, missing: list[int]) -> set[int]:
         """Compute the missing images that nobody else is computing; the places that are done, unreadable ones too."""
+        assert self._passes is not None
         done: set[int] = set()
 
         def is_there(digests: list[bytes]) -> list[bool]:
@@ -120,8 +128,8 @@ class KeptRecipe:
                 if taken:
                     yield [lookup.rows[lookup.place_of[digest]] for digest in taken]
 
-        def choose(network: Network, rows: list[int]) -> Sequence[Slot]:
-            return self._to_compute(network, lookup.digests_of(rows))
+        def choose(rows: list[int], missing: frozenset[str]) -> Sequence[Slot]:
+            return self._to_compute(missing, lookup.digests_of(rows))
 
         changed: set[int] = set()
 
@@ -132,7 +140,7 @@ class KeptRecipe:
 
         items = WatchedItems(lookup.items, self.session.seed, note)
         computing = self.recipe.compute(
-            items, batches(), choose, asked=self.slots, n_jobs=self.n_jobs, on_error=self.on_error
+            items, batches(), choose, self._passes, asked=self.slots, n_jobs=self.n_jobs, on_error=self.on_error
         )
         with closing(computing):
             for computed in computing:
@@ -141,11 +149,11 @@ class KeptRecipe:
                 self.tick(len(computed.rows) + len(computed.errors))
         return done
 
-    def _to_compute(self, network: Network, digests: list[bytes]) -> Sequence[Slot]:
+    def _to_compute(self, missing: frozenset[str], digests: list[bytes]) -> Sequence[Slot]:
         """What to read in a batch: what is asked for, and what one pass should keep unless all of it is there."""
         if self._kept is None:
             self._check()  # now that it is loaded, which took time
-            self._kept = kept_slots(self.session.keep, self.recipe.architecture, network)
+            self._kept = kept_slots(self.session.keep, self.recipe.architecture, missing)
         kept = {slot.column: slot for slot in self._kept}
         asked = {slot.column: slot for slot in self.slots}
         # The pass is due anyhow, and gives a whole record at little more. Only where all of it is on the disk, and
@@ -286,36 +294,3 @@ def windows(places: Sequence[int], size: int) -> Iterator[list[int]]:
         window += more
     if window:
         yield window
-
-
-def kept_slots(keep: str, architecture: Architecture, network: Network) -> tuple[Slot, ...]:
-    """What one pass keeps beside what was asked for: each column once, and nothing that has no weights."""
-    if keep == "asked":
-        return ()
-    names = sorted({*architecture.stages, *(architecture.blocks if keep == "blocks" else ())}, key=_depth(architecture))
-    return slots_of([*map(architecture.layer, names), architecture.penultimate], architecture, network)
-
-
-def slots_of(layers: Sequence[Layer], architecture: Architecture, network: Network | None = None) -> tuple[Slot, ...]:
-    """Layers in every pooling over the whole image, as far as it makes sense for them."""
-    found: dict[str, Slot] = {}
-    for layer in layers:
-        if network is not None and unset_before(layer, architecture, network):
-            continue
-        for pooling in GRID_POOLINGS:
-            slot = Slot(layer, pooling, 1)
-            if _is_possible(slot):
-                found.setdefault(slot.column.name, slot)
-    return tuple(found.values())
-
-
-def _depth(architecture: Architecture) -> Callable[[str], int]:
-    return lambda name: architecture.layer(name).position
-
-
-def _is_possible(slot: Slot) -> bool:
-    try:
-        check_pooling(*slot)
-    except LayerError:
-        return False
-    return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from featx.activations.joining import normalised, side_by_side
 from featx.activations.pooling import GRID_POOLINGS, check_pooling, width_of
-from featx.backbones.layers import Layer
+from featx.backbones.layers import Architecture, Layer
+from featx.exceptions import LayerError
 from featx.store import Column
 
 
@@ -104,3 +105,44 @@ def _resized(part: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
         return part
     cells = torch.from_numpy(part).permute(0, 3, 1, 2)
     return F.interpolate(cells, grid, mode="bilinear", align_corners=False).permute(0, 2, 3, 1).numpy()
+
+
+def kept_slots(keep: str, architecture: Architecture, missing: frozenset[str] = frozenset()) -> tuple[Slot, ...]:
+    """What one pass keeps beside what was asked for: each column once, and nothing that has no weights."""
+    if keep == "asked":
+        return ()
+    names = sorted({*architecture.stages, *(architecture.blocks if keep == "blocks" else ())}, key=_depth(architecture))
+    return slots_of([*map(architecture.layer, names), architecture.penultimate], architecture, missing)
+
+
+def slots_of(
+    layers: Sequence[Layer], architecture: Architecture, missing: frozenset[str] = frozenset()
+) -> tuple[Slot, ...]:
+    """Layers in every pooling over the whole image, as far as it makes sense for them and modules are not missing."""
+    found: dict[str, Slot] = {}
+    for layer in layers:
+        if unset_before(layer, architecture, missing):
+            continue
+        for pooling in GRID_POOLINGS:
+            slot = Slot(layer, pooling, 1)
+            if _is_possible(slot):
+                found.setdefault(slot.column.name, slot)
+    return tuple(found.values())
+
+
+def _depth(architecture: Architecture) -> Callable[[str], int]:
+    return lambda name: architecture.layer(name).position
+
+
+def _is_possible(slot: Slot) -> bool:
+    try:
+        check_pooling(*slot)
+    except LayerError:
+        return False
+    return True
+
+
+def unset_before(layer: Layer, architecture: Architecture, missing: frozenset[str]) -> set[str]:
+    """Modules that a layer's values pass through and that are missing: they have no weights."""
+    before = {name for call in architecture.calls[: layer.position] for name in call.names}
+    return before & missing

@@ -50,6 +50,13 @@ def pool_together(output: torch.Tensor, layer: Layer, poolings: Sequence[tuple[s
     return [found[i] if i in found else _rearranged(output, layer, name) for i, (name, _) in enumerate(poolings)]
 
 
+def pool_in_one_piece(output: torch.Tensor, layer: Layer, pooling: str, grid: int) -> torch.Tensor:
+    """As `pool`, with nothing that depends on the number of rows, for whoever traces it."""
+    if pooling in GRID_POOLINGS and layer.layout != "vector":
+        return _over_grid(as_cells(output, layer).to(torch.float32), pooling, grid, None).flatten(1)
+    return _rearranged(output, layer, pooling)
+
+
 def _rearranged(output: torch.Tensor, layer: Layer, pooling: str) -> torch.Tensor:
     """A copy of vectors, of class tokens, or of everything."""
     if layer.layout == "vector" or (pooling == "flatten" and layer.layout != "NHWC"):

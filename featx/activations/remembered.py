@@ -31,7 +31,7 @@ from featx.store import MOST_ROWS, Column, FeatureStore, Session, rows_in_memory
 if TYPE_CHECKING:
     from featx.activations.extraction import Extraction
 
-# What decides features or their layout, apart from the weights.
+# What decides features or their layout, apart from the weights; and the engine, of which `fit` tells what is wrong.
 _PARAMETERS = ("backbone", "layers", "pooling", "grid", "normalize", "preprocess", "image_size", "decode", "max_pixels")
 _LIBRARIES = {"torch": "torch", "torchvision": "torchvision", "pillow": "PIL"}  # by distribution
 _FIRST_ROWS = 64  # looked up: new images should show before many were
@@ -165,7 +165,7 @@ def _is_plain(estimator: Any) -> bool:
 
 
 def _parameters(estimator: Any) -> str:
-    values = {name: getattr(estimator, name) for name in _PARAMETERS} | {"precision": estimator.precision}
+    values = {name: getattr(estimator, name) for name in (*_PARAMETERS, "precision", "engine")}
     if not isinstance(values["layers"], str):
         values["layers"] = np.asarray(values["layers"], dtype=object).tolist()
     drawn = estimator.weights is None and isinstance(estimator.random_state, Integral)

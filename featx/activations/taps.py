@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -48,22 +48,50 @@ def read(
     """
     found: dict[int, T] = {}
 
+    def stop_when_all_are_known() -> None:
+        if len(found) == len(layers):
+            raise _Finished
+
+    with suppress(_Finished):
+        _run(module, images, layers, reduce, found, stop_when_all_are_known)
+    return _in_order(found, layers)
+
+
+def read_to_the_end(
+    module: nn.Module,
+    images: torch.Tensor,
+    layers: Sequence[Layer],
+    reduce: Callable[[int, torch.Tensor], T],
+) -> list[T]:
+    """As `read`, by a pass that ends where the network does, as whoever traces it needs it."""
+    found: dict[int, T] = {}
+    _run(module, images, layers, reduce, found, lambda: None)
+    return _in_order(found, layers)
+
+
+def _run(
+    module: nn.Module,
+    images: torch.Tensor,
+    layers: Sequence[Layer],
+    reduce: Callable[[int, torch.Tensor], T],
+    found: dict[int, T],
+    after_each: Callable[[], None],
+) -> None:
     def capture(position: int, value: Any) -> None:
         tensor = first_tensor(value)
         if tensor is not None:
             found[position] = reduce(position, tensor)  # now: the next module may write into it
-        if len(found) == len(layers):
-            raise _Finished
+        after_each()
 
     with _attached(module, layers, capture):
-        try:
-            module(images)
-        except _Finished:
-            return [found[position] for position in range(len(layers))]
-    if len(found) == len(layers):  # a bare except in the network can swallow anything
-        return [found[position] for position in range(len(layers))]
+        module(images)
+
+
+def _in_order(found: dict[int, T], layers: Sequence[Layer]) -> list[T]:
     unread = [layer.label for position, layer in enumerate(layers) if position not in found]
-    raise LayerError(f"Layers that run for every image are expected, got layers={unread}, which did not run for X.")
+    if unread:
+        raise LayerError(f"Layers that run for every image are expected, got layers={unread}, which did not run for X.")
+    return [found[position] for position in range(len(layers))]
 
 
 @contextmanager

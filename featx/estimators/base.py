@@ -48,6 +48,7 @@ class NetworkEstimator(ForkSafeMethods, PortablePickles, CallbackSupportMixin, B
         "storage_options": [dict, None],
         "device": [str, None],
         "precision": [StrOptions({"float32", "bfloat16", "float16"})],
+        "engine": [StrOptions({"auto", "torch", "onnx"})],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "n_jobs": [Interval(Integral, 1, None, closed="left"), Interval(Integral, None, -1, closed="right"), None],
         "cache": [None, Options(bool, {True}), str, os.PathLike, FeatureStore],
@@ -147,9 +148,8 @@ class NetworkEstimator(ForkSafeMethods, PortablePickles, CallbackSupportMixin, B
         from featx.activations.extraction import Extraction
         from featx.system.devices import resolve_device
 
-        recipe = Recipe(
-            spec, architecture, self._preprocessing(spec), plan, resolve_device(self.device), self.precision
-        )
+        device = resolve_device(self.device)
+        recipe = Recipe(spec, architecture, self._preprocessing(spec), plan, device, self.precision, self.engine)
         return Extraction(
             items,
             recipe,

@@ -101,8 +101,10 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         Epochs without a better one after which training ends.
     warm_start : bool, default=False
         Whether ``fit`` goes on from the last fit; the classes must be the same.
-    device, precision, n_jobs, cache, verbose : as in :class:`PretrainedFeatureExtractor`
-        Half precision is mixed: the weights that train stay float32. ``verbose=1`` shows epochs too.
+    device, precision, engine, n_jobs, cache, verbose : as in :class:`PretrainedFeatureExtractor`
+        Half precision is mixed: the weights that train stay float32. ``engine`` is that of the frozen front; what
+        trains is torch's, and in ``fit`` with an int as ``random_state`` ``"auto"`` means torch for all of it.
+        ``verbose=1`` shows epochs too.
     batch_size : int, default=32
         Images per training step. It changes what is learnt.
     random_state : int, RandomState or None, default=None
@@ -188,6 +190,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         warm_start: bool = False,
         device: str | None = None,
         precision: str = "float32",
+        engine: str = "auto",
         batch_size: int = 32,
         n_jobs: int | None = None,
         cache: bool | str | os.PathLike[str] | FeatureStore | None = None,
@@ -234,6 +237,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         self.warm_start = warm_start
         self.device = device
         self.precision = precision
+        self.engine = engine
         self.batch_size = batch_size
         self.n_jobs = n_jobs
         self.cache = cache

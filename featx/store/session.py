@@ -17,6 +17,7 @@ from featx.exceptions import ImageError, StoreError, StoreWarning
 from featx.images.items import PathItem
 from featx.images.sources import Items
 from featx.store.environment import Damaged, Deleted
+from featx.store.files import LARGEST_SHARE
 from featx.store.index import Claims, digest_or_error
 from featx.store.memory import MEMORY
 from featx.store.places import NoPlace, OnNetwork, parse_size
@@ -70,6 +71,11 @@ class Session:
     def keep(self) -> str:
         """As in FeatureStore."""
         return self._store.keep
+
+    @property
+    def description(self) -> str:
+        """Of the recipe that was chosen; empty before."""
+        return self._description
 
     def __enter__(self) -> Session:
         return self
@@ -181,6 +187,32 @@ class Session:
         if claims is not None:
             with contextlib.suppress(StoreError):  # what is not released runs out
                 claims.release(digests)
+
+    def read_file(self, name: str) -> bytes | None:
+        """What was kept as a whole under a name; None where there is nothing."""
+        try:
+            return self._at.files.read(name)
+        except OSError:  # StoreError is one: it is made again
+            return None
+
+    def write_file(self, name: str, content: bytes) -> None:
+        """Keep something as a whole, where there is room; a warning says why where it is not kept."""
+        if self._off:
+            return
+        try:
+            size = parse_size(self._store.max_size)
+            if len(content) > size * LARGEST_SHARE:
+                raise StoreError(
+                    f"it takes {len(content)} bytes, more than a tenth of max_size={self._store.max_size!r}"
+                )
+            self._at.make_room_for_file(size, len(content))
+            self._at.files.write(name, content)
+        except OSError as error:
+            warn_once(
+                self._store,
+                f"An exported network is not kept in the feature store at {self._store.path!r}, and every process "
+                f"makes its own: {error}.",
+            )
 
     def wait(self) -> None:
         """Give others a moment."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from featx.exceptions import StoreError
 from featx.store.environment import Damaged, Database, disk_bytes
+from featx.store.files import Files
 from featx.store.index import Index
 from featx.store.memory import MEMORY
 from featx.store.places import NoPlace, check_local, default_folder, full_path, parse_size
@@ -102,8 +103,9 @@ class FeatureStore:
         -------
         info : dict
             ``images`` (different ones with features), ``recipes``, ``computed`` (images ever sent through a network
-            for this store, by all processes), ``live_bytes`` (rows in use), ``file_bytes`` (on disk), and
-            ``by_recipe``, a list of dicts with ``recipe``, ``images`` and ``live_bytes``.
+            for this store, by all processes), ``live_bytes`` (rows in use), ``file_bytes`` (on disk), ``graphs``
+            (exported networks, and notes of where they were tried), and ``by_recipe``, a list of dicts with ``recipe``,
+            ``images`` and ``live_bytes``.
         """
         opened = self._existing()
         shelves = [] if opened is None else list(opened.shelves())
@@ -116,6 +118,7 @@ class FeatureStore:
             "computed": 0 if opened is None else opened.computed(),
             "live_bytes": sum(row["live_bytes"] for row in by_recipe),
             "file_bytes": 0 if opened is None else disk_bytes(opened.root),
+            "graphs": 0 if opened is None else len(opened.files),
             "by_recipe": by_recipe,
         }
 
@@ -143,6 +146,7 @@ class FeatureStore:
             return 0
         before = disk_bytes(opened.root)
         opened.empty_trash()
+        opened.drop_files(size)
         opened.drop_recipes(size, spare=next(reversed(list(opened.shelves())), None))
         for shelf in opened.shelves():
             if disk_bytes(opened.root) > size:
@@ -183,6 +187,9 @@ class FeatureStore:
             counts["wrong"] += len(wrong)
             if wrong:
                 shelf.drop(wrong)
+        n_files, n_wrong = (0, 0) if opened is None else opened.files.check()
+        counts["records"] += n_files
+        counts["wrong"] += n_wrong
         return counts
 
     @property
@@ -263,6 +270,10 @@ class _Opened:
     def index(self) -> Index:
         return Index.at(self.root / "index", self.seed)
 
+    @property
+    def files(self) -> Files:
+        return Files(self.root / "files")
+
     def shelf(self, recipe: bytes) -> Shelf:
         return Shelf.at(self.root / "recipes" / recipe.hex())
 
@@ -288,12 +299,30 @@ class _Opened:
         """
         if disk_bytes(self.root) + incoming <= size * _FULL:
             return
+        self.drop_files(int(size * _FULL) - incoming)
         self.drop_recipes(int(size * _FULL) - incoming, spare=shelf)
         room = size - (disk_bytes(self.root) - shelf.database.file_bytes())
         if incoming > room / 2:
             raise StoreError(f"max_size={size} bytes leave no room for {incoming} more")
         if shelf.database.live_bytes() + incoming > room * _FULL:
             self._drop_rows(shelf, int(room * _FULL * _LEFT) - incoming)
+
+    def make_room_for_file(self, size: int, incoming: int) -> None:
+        """Make sure that a file of ``incoming`` bytes leaves the store within ``size``, without touching rows.
+
+        Raises
+        ------
+        StoreError
+            It cannot.
+        """
+        room = int(size * _FULL) - incoming
+        self.drop_files(room)
+        if disk_bytes(self.root) > room:
+            raise StoreError(f"max_size={size} bytes leave no room for {incoming} more")
+
+    def drop_files(self, size: int) -> None:
+        """Delete files, which are made again within seconds, least recently used first, until the store fits."""
+        self.files.shrink(disk_bytes(self.root) - size)
 
     def drop_recipes(self, size: int, spare: Shelf | None = None) -> None:
         """Delete recipes other than ``spare``, least recently used first, until the store fits."""

@@ -7,6 +7,7 @@ in ``devices.py``.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections import UserDict
 from collections.abc import Callable
@@ -67,4 +68,12 @@ def timm_keeps_whole(kind: type) -> bool:
     return False
 
 
-__all__ = ["CallbackSupportMixin", "ParamsDict", "root_figure", "timm_keeps_whole", "with_callbacks"]
+def exports_graphs() -> bool:
+    """Whether torch exports networks to ONNX by way of ``torch.export``, as it does of itself from 2.9 on."""
+    from torch.onnx import export
+
+    usual = inspect.signature(export).parameters.get("dynamo")
+    return usual is not None and usual.default is True
+
+
+__all__ = ["CallbackSupportMixin", "ParamsDict", "exports_graphs", "root_figure", "timm_keeps_whole", "with_callbacks"]

@@ -107,6 +107,7 @@ class StreamedFront:
             extraction.items,
             [batch.tolist() for batch in batches],
             lambda *_: plan.slots,
+            extraction.recipe.passes(len(extraction.items)),
             asked=plan.slots,
             n_jobs=extraction.n_jobs,
             on_error="raise",

@@ -1,0 +1,77 @@
+"""onnxruntime's sessions: one for each process, graph and number of threads."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from featx.activations.exported.graph import INPUT, Graph
+from featx.exceptions import OutOfMemory
+from featx.system.devices import LESS
+from featx.system.forks import at_fork
+from featx.system.locks import ForkSafeLock
+
+# As many as there are networks on their shelf; each holds the weights of its graph.
+_MOST_OPEN = 8
+_TOO_LITTLE = ("Failed to allocate memory", "bad allocation", "bad_alloc")
+
+_SESSIONS: OrderedDict[tuple[str, int], Any] = OrderedDict()
+_LOCK = ForkSafeLock()
+
+
+def run(graph: Graph, tiles: np.ndarray, outputs: Sequence[str], n_threads: int) -> list[np.ndarray]:
+    """What a graph makes of tiles (n, ...): an array (n, width) for each output; what leads to no other is left out.
+
+    Raises
+    ------
+    OutOfMemory
+    """
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.only_execute_path_to_fetches = True
+    try:
+        found: list[np.ndarray] = _session(graph, n_threads).run([*outputs], {INPUT: tiles}, options)
+    except Exception as error:
+        if not any(words in str(error) for words in _TOO_LITTLE):
+            raise
+        needed = f"Memory for a batch of {len(tiles)} images is expected, and there is too little."
+        raise OutOfMemory(f"{needed} {LESS}") from error
+    return found
+
+
+def _session(graph: Graph, n_threads: int) -> Any:
+    with _LOCK.held():
+        key = graph.key, n_threads
+        session = _SESSIONS.get(key) or _opened(graph.model, n_threads)
+        _SESSIONS[key] = session
+        _SESSIONS.move_to_end(key)
+        while len(_SESSIONS) > _MOST_OPEN:
+            _SESSIONS.popitem(last=False)
+        return session
+
+
+def _opened(model: bytes, n_threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    # A number that is given binds threads to no core.
+    options.intra_op_num_threads, options.inter_op_num_threads = n_threads, 1
+    # Threads that spin for work take cores from whatever decodes and fits meanwhile.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _leave_to_the_parent() -> None:
+    """A forked child has not the threads of the parent's sessions: running one waits for ever, freeing one crashes."""
+    for session in _SESSIONS.values():
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))  # for good, also when the interpreter ends
+    _SESSIONS.clear()
+
+
+at_fork(after_in_child=_leave_to_the_parent)

@@ -1,0 +1,87 @@
+"""Whole files in a store, beside the rows: written in full or not at all, and the first to go where room is short."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from featx.system.writing import replacing, sweep_away
+
+# Of the store's size, at most for one file: rows are what it is for.
+LARGEST_SHARE = 0.1
+_DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files in a folder, each with a digest of its content in front.
+
+    Parameters
+    ----------
+    folder : Path
+        Made when something is written.
+    """
+
+    folder: Path
+
+    def read(self, name: str) -> bytes | None:
+        """What was written under a name; None where there is nothing, or not what was written."""
+        path = self.folder / name
+        try:
+            whole = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        if not _is_whole(whole):
+            path.unlink(missing_ok=True)
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # for `shrink`: it was used
+        return whole[_DIGEST_BYTES:]
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put something in place of what was there."""
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        with replacing(self.folder / name) as part:
+            part.write_bytes(xxhash.xxh3_128_digest(content) + content)
+
+    def check(self) -> tuple[int, int]:
+        """Delete files that are not as they were written; how many were read, and how many deleted."""
+        paths = self._paths()
+        wrong = [path for path in paths if not _is_whole(path.read_bytes())]
+        for path in wrong:
+            path.unlink(missing_ok=True)
+        return len(paths), len(wrong)
+
+    def shrink(self, n_bytes: int) -> None:
+        """Delete files, least recently used first, until so many bytes are free or none is left."""
+        if self.folder.is_dir():
+            sweep_away(self.folder, "*")
+        for path in self._paths():
+            if n_bytes <= 0:
+                return
+            with contextlib.suppress(OSError):
+                n_bytes -= path.stat().st_size
+                path.unlink()
+
+    def __len__(self) -> int:
+        return len(self._paths())
+
+    def _paths(self) -> list[Path]:
+        """Least recently used first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted((path for path in self.folder.iterdir() if not path.name.startswith(".")), key=_last_use)
+
+
+def _is_whole(content: bytes) -> bool:
+    return content[:_DIGEST_BYTES] == xxhash.xxh3_128_digest(content[_DIGEST_BYTES:])
+
+
+def _last_use(path: Path) -> float:
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
