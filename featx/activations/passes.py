@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from featx.activations.exported.finding import NOWHERE, Finder, NoGraph, Place, is_installed
+from featx.activations.exported.finding import NOWHERE, Finder, NoGraph, Place
 from featx.activations.exported.onnx_pass import OnnxPass
 from featx.activations.exported.worth import pays
 from featx.activations.plan import Slot
@@ -17,6 +17,7 @@ from featx.backbones.networks import Network
 from featx.exceptions import EngineError
 from featx.images.preprocessing import Preprocessing, Preset
 from featx.system.devices import HOST
+from featx.system.packages import is_installed
 
 _RUNTIME = "onnxruntime"
 

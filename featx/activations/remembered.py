@@ -14,7 +14,6 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from featx.backbones.addresses import path_in, plain_address
 from featx.exceptions import FeatxError, StoreError
 from featx.images.sources import Items
 from featx.store import MOST_ROWS, Column, FeatureStore, Session, rows_in_memory
+from featx.system.packages import installed
 
 if TYPE_CHECKING:
     from featx.activations.extraction import Extraction
@@ -196,7 +196,7 @@ def _content(weights: Any, store: FeatureStore, make: bool) -> str:
 @lru_cache
 def _versions() -> str:
     """Installed versions, without importing what they are of."""
-    return f"featx {__version__} {_PACKAGE} {' '.join(f'{name} {_installed(name)}' for name in _LIBRARIES)}"
+    return f"featx {__version__} {_PACKAGE} {' '.join(f'{name} {installed(name)}' for name in _LIBRARIES)}"
 
 
 def _state_of_package() -> str:
@@ -216,19 +216,11 @@ def _state_of_package() -> str:
 _PACKAGE = _state_of_package()  # of the code that is being loaded
 
 
-@lru_cache
-def _installed(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def _as_loaded() -> list[str]:
     """Versions of libraries that say something else of themselves than what is installed, down to the release."""
     found = {name: getattr(sys.modules.get(module), "__version__", None) for name, module in _LIBRARIES.items()}
     return [
         f"{name} {loaded}"
         for name, loaded in found.items()
-        if loaded is not None and str(loaded).partition("+")[0] != _installed(name).partition("+")[0]
+        if loaded is not None and str(loaded).partition("+")[0] != installed(name).partition("+")[0]
     ]

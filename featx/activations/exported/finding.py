@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -25,6 +22,7 @@ from featx.images.preprocessing import CustomPreprocessing, Preprocessing, Prese
 from featx.system.compat import exports_graphs
 from featx.system.locks import ForkSafeLock
 from featx.system.machine import processor
+from featx.system.packages import installed, is_installed
 
 # To be raised whenever the same name would stand for another graph.
 _SCHEMA = 1
@@ -268,18 +266,3 @@ def why_no_export(network: Network) -> str | None:
     if not is_foldable(network.module):
         return "the network has code from outside of torch, torchvision and timm, or hooks"
     return None
-
-
-@lru_cache
-def is_installed(name: str) -> bool:
-    """Whether a package can be imported, without importing it."""
-    return find_spec(name) is not None
-
-
-@lru_cache
-def installed(name: str) -> str:
-    """The release of a package."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "none"

@@ -1,4 +1,4 @@
-"""onnxruntime's sessions: one for each process, graph and number of threads."""
+"""onnxruntime's sessions: one for each process, graph, choice of outputs and number of threads."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from featx.exceptions import OutOfMemory
 from featx.system.devices import LESS
 from featx.system.forks import at_fork
 from featx.system.locks import ForkSafeLock
+from featx.system.packages import is_installed
 
-# As many as there are networks on their shelf; each holds the weights of its graph.
-_MOST_OPEN = 8
+# Each holds the weights of its graph.
+_MOST_OPEN = 4
 _TOO_LITTLE = ("Failed to allocate memory", "bad allocation", "bad_alloc")
 
-_SESSIONS: OrderedDict[tuple[str, int], Any] = OrderedDict()
+_SESSIONS: OrderedDict[tuple[str, tuple[str, ...], int], Any] = OrderedDict()
 _LOCK = ForkSafeLock()
 
 
@@ -30,12 +31,8 @@ def run(graph: Graph, tiles: np.ndarray, outputs: Sequence[str], n_threads: int)
     ------
     OutOfMemory
     """
-    import onnxruntime
-
-    options = onnxruntime.RunOptions()
-    options.only_execute_path_to_fetches = True
     try:
-        found: list[np.ndarray] = _session(graph, n_threads).run([*outputs], {INPUT: tiles}, options)
+        found: list[np.ndarray] = _session(graph, tuple(outputs), n_threads).run([*outputs], {INPUT: tiles})
     except Exception as error:
         if not any(words in str(error) for words in _TOO_LITTLE):
             raise
@@ -44,15 +41,26 @@ def run(graph: Graph, tiles: np.ndarray, outputs: Sequence[str], n_threads: int)
     return found
 
 
-def _session(graph: Graph, n_threads: int) -> Any:
+def _session(graph: Graph, outputs: tuple[str, ...], n_threads: int) -> Any:
     with _LOCK.held():
-        key = graph.key, n_threads
-        session = _SESSIONS.get(key) or _opened(graph.model, n_threads)
+        key = graph.key, outputs, n_threads
+        session = _SESSIONS.get(key) or _opened(_cut(graph, outputs), n_threads)
         _SESSIONS[key] = session
         _SESSIONS.move_to_end(key)
         while len(_SESSIONS) > _MOST_OPEN:
             _SESSIONS.popitem(last=False)
         return session
+
+
+def _cut(graph: Graph, outputs: tuple[str, ...]) -> bytes:
+    """The part of a graph that leads to some outputs: onnxruntime computes all that it is given."""
+    if {*outputs} == {*graph.outputs} or not is_installed("onnx"):
+        return graph.model
+    import onnx
+    from onnx.utils import Extractor
+
+    cut: bytes = Extractor(onnx.load_from_string(graph.model)).extract_model([INPUT], [*outputs]).SerializeToString()
+    return cut
 
 
 def _opened(model: bytes, n_threads: int) -> Any:
