@@ -186,7 +186,7 @@ def test_of_two_runs_that_begin_together_one_writes(
 
     files, options = bucket
     output, given = ("s3://bucket/out", {"storage_options": options}) if far else (tmp_path / "out", {})
-    rival = json.dumps(Manifest.of("of another", ["a"], 16, photos)._as_dict()).encode()
+    rival = json.dumps(Manifest.of("of another", ["a"], 16, photos, "torch")._as_dict()).encode()
     link, call = os.link, s3fs.S3FileSystem._call_s3
 
     def link_late(source: Any, target: Any) -> None:

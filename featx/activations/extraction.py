@@ -60,6 +60,29 @@ class Extraction:
             warn_once(self.store, f"Features are not kept in {self.store}: {reason}.")
         return replace(self, store=None)
 
+    def with_engine(self, engine: str) -> Extraction:
+        """The same, computed by another engine."""
+        return replace(self, recipe=replace(self.recipe, engine=engine))
+
+    @one_thread_after_fork()
+    def engine_for(self, n_images: int) -> str:
+        """The engine that computes so many images: the recipe's, or ``"torch"`` or ``"onnx"`` for ``"auto"``."""
+        if self.recipe.engine != "auto":
+            return self.recipe.engine
+        kept = self._kept(lambda _: None, self.recipe.plan.slots)
+        passes = self.recipe.passes(n_images) if kept is None else kept.passes_for(n_images)
+        return passes.engine(self.recipe.plan.slots)
+
+    def engine_of_all_runs(self) -> str:
+        """As `engine_for` all items; where there is a store, what an earlier run has decided for any of the recipe."""
+        if self.recipe.engine != "auto" or self.store is None:
+            return self.engine_for(len(self.items))
+        session = Session(self.store)
+        description = self.description(session)
+        if description is None:
+            return self.engine_for(len(self.items))
+        return session.answer(f"engine of {description}", lambda: self.engine_for(len(self.items)))
+
     @step_by_step
     def iter_blocks(self, most_rows: int = 4096) -> Generator[Block]:
         """Yield the features in order, in blocks of at most ``most_rows`` (and of a batch where there is no store)."""

@@ -57,6 +57,10 @@ class KeptRecipe:
         self._passes: Passes | None = None
         self._n_items = 0
 
+    def passes_for(self, n_images: int) -> Passes:
+        """What takes so many images through the network, with graphs in the store."""
+        return self.recipe.passes(n_images, self.session.keep, self.session)
+
     def iter_blocks(self, items: Items, most_rows: int = MOST_ROWS) -> Generator[Block]:
         """Yield the features of the items in order, in blocks of at most ``most_rows``."""
         for start, lookup in self._lookups(items, most_rows):
@@ -87,7 +91,8 @@ class KeptRecipe:
     def _fill(self, lookup: _Lookup) -> None:
         missing = self._still_missing(lookup, list(range(len(lookup.digests))))
         if missing and self._passes is None:
-            self._passes = self._passes_for(len(missing) / len(lookup.places))
+            # As many of all items, if as many are missing of those that were not looked up yet.
+            self._passes = self.passes_for(round(len(missing) / len(lookup.places) * self._n_items))
         self.tick(len(lookup.places) - len(missing))
         while missing:
             done = self._compute(lookup, missing)
@@ -97,10 +102,6 @@ class KeptRecipe:
             self.tick(len(others) - len(missing))
             if missing and not done:
                 self.session.wait()
-
-    def _passes_for(self, missing: float) -> Passes:
-        """For all items, if as many are missing of those that were not looked up yet."""
-        return self.recipe.passes(round(missing * self._n_items), self.session.keep, self.session)
 
     def _still_missing(self, lookup: _Lookup, places: list[int]) -> list[int]:
         """Copy what the store knows into the look-up; the places that it does not know."""

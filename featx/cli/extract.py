@@ -101,11 +101,13 @@ def _extract_file(
 ) -> int:
     """Write one file; the number of photos that cannot be read."""
     n_broken = 0
+    extraction = extractor._extraction_of_images(paths)
+    extraction = extraction.with_engine(extraction.engine_of_all_runs())
     kind = _Parquet if output.suffix.lower() == ".parquet" else _Npy
     with (
         replacing(output) as part,
         kind.writing(part, output, [*map(shown, paths)], names) as file,
-        closing(extractor._extraction_of_images(paths).iter_blocks()) as blocks,
+        closing(extraction.iter_blocks()) as blocks,
     ):
         for block in blocks:
             broken = broken_of(block.errors, paths)

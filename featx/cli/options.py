@@ -92,18 +92,20 @@ def _number_or_name(part: str) -> str | int:
 
 @dataclass(frozen=True)
 class Machine:
-    """How to go about it: nothing here changes a result.
+    """How to go about it: nothing here changes a result, but for the last digits of features.
 
     Attributes
     ----------
     cache : bool
     device : str or None
+    engine : str
     batch_size : int
     n_jobs : int or None
     """
 
     cache: bool
     device: str | None
+    engine: str
     batch_size: int
     n_jobs: int | None
 
@@ -112,6 +114,7 @@ class Machine:
         return {
             "cache": None if self.kept is None else True,
             "device": self.device,
+            "engine": self.engine,
             "batch_size": self.batch_size,
             "n_jobs": self.n_jobs,
             "verbose": console.verbose,
@@ -287,6 +290,13 @@ _machine = (
         help="Keep features for later commands, in $FEATX_CACHE or the user's cache folder.",
     ),
     click.option("--device", metavar="NAME", help="cpu, cuda, mps, cuda:1, ...  [default: the best there is]"),
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "torch", "onnx"]),
+        default="auto",
+        show_default=True,
+        help="What computes the network on a CPU: torch, onnxruntime, or onnxruntime where that is faster.",
+    ),
     click.option(
         "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Photos computed together."
     ),

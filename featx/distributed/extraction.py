@@ -18,7 +18,7 @@ from featx._version import __version__
 from featx.activations.keys import NoKey
 from featx.distributed.folder import Folder
 from featx.distributed.listing import list_items
-from featx.distributed.shards import Manifest, Shard, check_no_others, is_shard
+from featx.distributed.shards import Manifest, Shard, check_no_others, engine_there, is_shard
 from featx.distributed.work import Done, Shape, compute_shard, recipe_of, shape_of_images
 from featx.estimators.extractor import PretrainedFeatureExtractor
 from featx.exceptions import FeatxError
@@ -82,7 +82,8 @@ def extract(
     Parameters
     ----------
     extractor : PretrainedFeatureExtractor
-        Its ``on_error`` and ``storage_options`` are not looked at. A backbone by name travels to the workers as a few
+        Its ``on_error`` and ``storage_options`` are not looked at; ``engine="auto"`` is decided once, by the number of
+        items, and written down for later runs. A backbone by name travels to the workers as a few
         kilobytes, a module with its weights. ``cache`` is a store of each worker's own machine.
     items : str, path, or list, array, Series or one-column frame of them
         Files to read: paths, URLs (``s3://``, ``gs://``, ``https://``, ...), a pattern such as ``"photos/**/*.jpg"`` or
@@ -133,7 +134,8 @@ def extract(
     options = None if storage_options is None else dict(storage_options)
     worker = clone(extractor).set_params(on_error="nan", storage_options=options, verbose=0)
     shape = shape_of_images(worker, paths)
-    manifest = _manifest(worker, paths, int(shard_size), shape)
+    manifest = _manifest(worker, paths, int(shard_size), shape, engine_there(folder))
+    worker.set_params(engine=manifest.engine)
     shards = list(manifest.shards(paths))
     there = manifest.settle(folder, shards)
     missing = [shard for shard in shards if shard.name not in there]
@@ -163,7 +165,11 @@ def _everywhere(path: str) -> str:
 
 
 def _manifest(
-    extractor: PretrainedFeatureExtractor, paths: Sequence[str], shard_size: int, shape: Shape | None
+    extractor: PretrainedFeatureExtractor,
+    paths: Sequence[str],
+    shard_size: int,
+    shape: Shape | None,
+    engine_there: str | None,
 ) -> Manifest:
     if extractor.pooling == "map":
         raise ValueError('One row per image is expected, got pooling="map". Use any other pooling.')
@@ -172,7 +178,10 @@ def _manifest(
         recipe = recipe_of(extraction)
     except NoKey as error:
         raise ValueError(f"Features that a later run can go on with are expected: {error}.") from error
-    return Manifest.of(recipe, extraction.recipe.plan.names().tolist(), shard_size, paths)
+    engine = extractor.engine if engine_there is None or extractor.engine != "auto" else engine_there
+    if engine == "auto":  # once for all shards, so that a later run computes the same to the last bit
+        engine = extraction.engine_for(len(paths))
+    return Manifest.of(recipe, extraction.recipe.plan.names().tolist(), shard_size, paths, engine)
 
 
 def _check_workers(client: Client) -> None:

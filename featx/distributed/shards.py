@@ -57,6 +57,8 @@ class Manifest:
     n_items : int
     items : str
         Digest of the items in their order.
+    engine : str
+        What computes them, which is written down for later runs.
     """
 
     recipe: str
@@ -64,14 +66,15 @@ class Manifest:
     shard_size: int
     n_items: int
     items: str
+    engine: str
 
     @classmethod
-    def of(cls, recipe: str, columns: list[str], shard_size: int, items: Sequence[str]) -> Manifest:
+    def of(cls, recipe: str, columns: list[str], shard_size: int, items: Sequence[str], engine: str) -> Manifest:
         """The manifest of some items."""
         hasher = xxhash.xxh3_128()
         for item in items:
             hasher.update(f"{item}\0".encode("utf-8", "surrogatepass"))
-        return cls(recipe, columns, shard_size, len(items), hasher.hexdigest())
+        return cls(recipe, columns, shard_size, len(items), hasher.hexdigest(), engine)
 
     @property
     def key(self) -> str:
@@ -114,6 +117,11 @@ class Manifest:
                 f"Shards of format {_FORMAT} are expected in {folder.url!r}, got format {found.get('format')!r}, which "
                 f"featx {found.get('featx')} wrote. Take another folder."
             )
+        if (engine := _engine_of(found)) != self.engine:
+            raise OtherShards(
+                f"Shards that one engine computes are expected in {folder.url!r}, which was begun with "
+                f"engine={engine!r}, got engine={self.engine!r}. Set engine={engine!r}, or take another folder."
+            )
         if found.get("key") != self.key:
             raise OtherShards(
                 f"Shards of one recipe are expected in {folder.url!r}, which was begun with another one. Take another "
@@ -126,6 +134,16 @@ class Manifest:
                 f"{found['shard_size']}, got {self.n_items}{' others' * same} in shards of {self.shard_size}. Take "
                 "another folder for other items, or for another order."
             )
+
+
+def engine_there(folder: Folder) -> str | None:
+    """The engine that an output was begun with; None where it was not begun."""
+    found = _parsed(folder.read(MANIFEST)) if MANIFEST in folder.sizes() else None
+    return None if found is None else _engine_of(found)
+
+
+def _engine_of(found: Mapping[str, Any]) -> str:
+    return str(found.get("engine", "torch"))  # the only one there was before it was written down
 
 
 def _whole(sizes: Mapping[str, int], folder: Folder) -> set[str]:

@@ -44,7 +44,7 @@ _DECIDING = (
     *("pixel_range", "fourth_band", "decode", "freeze", "hidden_layer_sizes", "random_state"),
 )
 # Not for strangers: where this machine keeps things, and what opens its doors.
-_OF_THIS_MACHINE = ("cache", "device", "n_jobs", "storage_options", "verbose")
+_OF_THIS_MACHINE = ("cache", "device", "engine", "n_jobs", "storage_options", "verbose")
 # What torch says where BatchNorm has nothing to take a variance of.
 _OF_ONE_VALUE = "Expected more than 1 value per channel when training"
 _BUILDING = ForkSafeLock()
@@ -109,7 +109,8 @@ class TunedEstimator(NetworkEstimator):
         if self.early_stopping and not once:
             training, held_out = self._hold_out(rows, labels, seed)
         recipe = self._recipe(model, len(training), seed, once)
-        source = self._source(items, model, on_error="raise")  # unreadable images are left out by now
+        engine = "torch" if self.engine == "auto" and isinstance(self.random_state, Integral) else self.engine
+        source = self._source(items, model, "raise", engine)  # unreadable images are left out by now
 
         def part(rows: np.ndarray) -> tuple[Source, Targets]:
             return source.take(rows), labels.targets(rows, self.class_weight, weights)
@@ -245,7 +246,7 @@ class TunedEstimator(NetworkEstimator):
             raise ValueError("At least one readable image is expected, got none.")
         model = self._model(items)
         network = self._network(model)
-        source = self._source(items.take(readable.tolist()), model, self.on_error)
+        source = self._source(items.take(readable.tolist()), model, self.on_error, self.engine)
         found = source.outputs(model, network.scores if scores else network.features, self._settings(model))
         check_outputs(
             found,
@@ -347,13 +348,13 @@ class TunedEstimator(NetworkEstimator):
                 known = runtime["network"] = model, self.tensors_, network
             return known[2]
 
-    def _source(self, items: Items, model: Model, on_error: str) -> Source:
+    def _source(self, items: Items, model: Model, on_error: str, engine: str) -> Source:
         from featx.training.fitting import Source
 
         def extract(items: Items, plan: FeaturePlan) -> Extraction:
             extraction = self._extraction_of(items, model.spec, model.architecture, plan)
             # Of rows that are not finite the estimator tells itself.
-            extraction = replace(extraction, on_error=on_error, warns=False)
+            extraction = replace(extraction.with_engine(engine), on_error=on_error, warns=False)
             if items.is_keyed:
                 return extraction
             return extraction.without_store(
@@ -369,9 +370,9 @@ class TunedEstimator(NetworkEstimator):
         Parameters
         ----------
         path : str or path
-            File to write, usually ``.safetensors``. It holds the parameters (without ``cache``, ``device``, ``n_jobs``,
-            ``storage_options`` and ``verbose``), the classes and what training changed; a frozen front is loaded again
-            from ``weights``.
+            File to write, usually ``.safetensors``. It holds the parameters (without ``cache``, ``device``, ``engine``,
+            ``n_jobs``, ``storage_options`` and ``verbose``), the classes and what training changed; a frozen front is
+            loaded again from ``weights``.
 
         Raises
         ------

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import xxhash
 
+from featx.exceptions import StoreError
+from featx.store.environment import disk_bytes
 from featx.system.writing import replacing, sweep_away
 
-# Of the store's size, at most for one file: rows are what it is for.
+#: What is in use may fill this share of max_size, since a commit needs free pages beside the ones that it replaces.
+FULL = 0.75
+#: Of max_size, at most for one file: rows are what a store is for.
 LARGEST_SHARE = 0.1
 _DIGEST_BYTES = 16
 
@@ -23,7 +27,7 @@ class Files:
     Parameters
     ----------
     folder : Path
-        Made when something is written.
+        In the store's own; made when something is written.
     """
 
     folder: Path
@@ -56,16 +60,30 @@ class Files:
             path.unlink(missing_ok=True)
         return len(paths), len(wrong)
 
-    def shrink(self, n_bytes: int) -> None:
-        """Delete files, least recently used first, until so many bytes are free or none is left."""
-        if self.folder.is_dir():
+    def make_room(self, size: int, incoming: int) -> None:
+        """Make sure that a file of ``incoming`` bytes leaves the store within a size, without touching rows.
+
+        Raises
+        ------
+        StoreError
+            It cannot.
+        """
+        room = int(size * FULL) - incoming
+        self.shrink_store(room)
+        if disk_bytes(self.folder.parent) > room:
+            raise StoreError(f"max_size={size} bytes leave no room for {incoming} more")
+
+    def shrink_store(self, size: int) -> None:
+        """Delete files, which are made again within seconds, least recently used first, until the store fits."""
+        too_many = disk_bytes(self.folder.parent) - size
+        if too_many > 0 and self.folder.is_dir():
             sweep_away(self.folder, "*")
-        for path in self._paths():
-            if n_bytes <= 0:
-                return
+        for path in self._paths() if too_many > 0 else ():
             with contextlib.suppress(OSError):
-                n_bytes -= path.stat().st_size
+                too_many -= path.stat().st_size
                 path.unlink()
+            if too_many <= 0:
+                return
 
     def __len__(self) -> int:
         return len(self._paths())

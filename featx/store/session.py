@@ -205,7 +205,7 @@ class Session:
                 raise StoreError(
                     f"it takes {len(content)} bytes, more than a tenth of max_size={self._store.max_size!r}"
                 )
-            self._at.make_room_for_file(size, len(content))
+            self._at.files.make_room(size, len(content))
             self._at.files.write(name, content)
         except OSError as error:
             warn_once(

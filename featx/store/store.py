@@ -16,7 +16,7 @@ from typing import Any
 
 from featx.exceptions import StoreError
 from featx.store.environment import Damaged, Database, disk_bytes
-from featx.store.files import Files
+from featx.store.files import FULL, Files
 from featx.store.index import Index
 from featx.store.memory import MEMORY
 from featx.store.places import NoPlace, check_local, default_folder, full_path, parse_size
@@ -26,9 +26,8 @@ from featx.system.writing import is_linked
 #: Version of the layout on disk. Another version has a folder of its own beside this one.
 SCHEMA = "v1"
 _KEEP = ("stages", "blocks", "asked")
-# Rows in use may fill this share of max_size, since a commit needs free pages beside the ones that it replaces; and
-# this share of it is left when they do, so that making room is rare.
-_FULL, _LEFT = 0.75, 0.8
+# What is left of the rows that were too many, so that making room is rare.
+_LEFT = 0.8
 _DROPPED_AT_ONCE = 1000
 _GRAVE = "featx-trash-"
 _DRAFT_S = 3600
@@ -146,7 +145,7 @@ class FeatureStore:
             return 0
         before = disk_bytes(opened.root)
         opened.empty_trash()
-        opened.drop_files(size)
+        opened.files.shrink_store(size)
         opened.drop_recipes(size, spare=next(reversed(list(opened.shelves())), None))
         for shelf in opened.shelves():
             if disk_bytes(opened.root) > size:
@@ -297,32 +296,15 @@ class _Opened:
         StoreError
             They cannot.
         """
-        if disk_bytes(self.root) + incoming <= size * _FULL:
+        if disk_bytes(self.root) + incoming <= size * FULL:
             return
-        self.drop_files(int(size * _FULL) - incoming)
-        self.drop_recipes(int(size * _FULL) - incoming, spare=shelf)
+        self.files.shrink_store(int(size * FULL) - incoming)
+        self.drop_recipes(int(size * FULL) - incoming, spare=shelf)
         room = size - (disk_bytes(self.root) - shelf.database.file_bytes())
         if incoming > room / 2:
             raise StoreError(f"max_size={size} bytes leave no room for {incoming} more")
-        if shelf.database.live_bytes() + incoming > room * _FULL:
-            self._drop_rows(shelf, int(room * _FULL * _LEFT) - incoming)
-
-    def make_room_for_file(self, size: int, incoming: int) -> None:
-        """Make sure that a file of ``incoming`` bytes leaves the store within ``size``, without touching rows.
-
-        Raises
-        ------
-        StoreError
-            It cannot.
-        """
-        room = int(size * _FULL) - incoming
-        self.drop_files(room)
-        if disk_bytes(self.root) > room:
-            raise StoreError(f"max_size={size} bytes leave no room for {incoming} more")
-
-    def drop_files(self, size: int) -> None:
-        """Delete files, which are made again within seconds, least recently used first, until the store fits."""
-        self.files.shrink(disk_bytes(self.root) - size)
+        if shelf.database.live_bytes() + incoming > room * FULL:
+            self._drop_rows(shelf, int(room * FULL * _LEFT) - incoming)
 
     def drop_recipes(self, size: int, spare: Shelf | None = None) -> None:
         """Delete recipes other than ``spare``, least recently used first, until the store fits."""
