@@ -10,6 +10,7 @@ import torch
 from packaging.version import Version
 
 from featx import FineTuneClassifier
+from featx.system import compat
 
 needs_callbacks = pytest.mark.skipif(
     not hasattr(FineTuneClassifier, "set_callbacks"), reason="scikit-learn < 1.9 has no callbacks"
@@ -17,6 +18,7 @@ needs_callbacks = pytest.mark.skipif(
 keeps_index = pytest.mark.skipif(
     Version(version("scikit-learn")) < Version("1.7"), reason="scikit-learn < 1.7 takes no index from a Series"
 )
+exports_graphs = pytest.mark.skipif(not compat.exports_graphs(), reason="torch < 2.9 exports no networks")
 
 
 def needs_network(name: str) -> pytest.MarkDecorator:

@@ -131,6 +131,7 @@ def test_each_thread_of_a_forked_child_keeps_its_own_count() -> None:
         inside, found = threading.Barrier(3, timeout=PATIENCE_S), dict[int, int]()
 
         def work(count: int) -> None:
+            torch.get_num_threads()  # a thread takes what was last set anywhere when it is first asked
             torch.set_num_threads(count)
             with threads.one_thread_after_fork():
                 inside.wait()  # all are inside at once

@@ -114,7 +114,7 @@ class Passes:
         if recipe.engine == "torch":
             return self._in_torch(recipe.preprocessing)
         try:
-            if (why_not := _why_not(recipe)) is not None:
+            if (why_not := _why_not(recipe.device, recipe.precision)) is not None:
                 raise NoGraph(why_not)
             finder = self._finder(of_pixels)
             graph = finder.find(slots)
@@ -122,10 +122,7 @@ class Passes:
                 graph = finder.make(slots)
         except NoGraph as error:
             if recipe.engine == "onnx":
-                raise EngineError(
-                    f'A network that onnxruntime can run here is expected for engine="onnx", and {error}. Set '
-                    'engine="torch", or "auto", which then takes torch.'
-                ) from error
+                raise _engine_error(str(error)) from error
             self.reason, graph = str(error), None
         return (
             self._in_torch(recipe.preprocessing) if graph is None else OnnxPass(graph, recipe.preprocessing, of_pixels)
@@ -144,10 +141,28 @@ class Passes:
         return TorchPass(recipe.network, recipe.architecture, preprocessing, recipe.device, recipe.dtype)
 
 
-def _why_not(recipe: Computing) -> str | None:
+def check_engine(engine: str, device: str, precision: str) -> None:
+    """Raise where an engine cannot compute on a device in a precision, whatever the network.
+
+    Raises
+    ------
+    EngineError
+    """
+    if engine == "onnx" and (reason := _why_not(device, precision)) is not None:
+        raise _engine_error(reason)
+
+
+def _why_not(device: str, precision: str) -> str | None:
     """Why onnxruntime is not even asked; None where it is."""
-    if recipe.device != HOST:
-        return f"device={recipe.device!r} is no CPU"
-    if recipe.precision != "float32":
-        return f'precision={recipe.precision!r} is not "float32"'
+    if device != HOST:
+        return f"device={device!r} is no CPU"
+    if precision != "float32":
+        return f'precision={precision!r} is not "float32"'
     return None if is_installed(_RUNTIME) else f"{_RUNTIME} is not installed, which pip install featx[onnx] brings"
+
+
+def _engine_error(reason: str) -> EngineError:
+    return EngineError(
+        f'A network that onnxruntime can run here is expected for engine="onnx", and {reason}. Set engine="torch", or '
+        '"auto", which then takes torch.'
+    )

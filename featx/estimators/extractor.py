@@ -380,12 +380,13 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
 
     def _check_network(self) -> None:
         """Raise what is wrong with the parameters that choose a network, a device and layers; load no weights."""
+        from featx.activations.passes import check_engine
         from featx.system.devices import resolve_device
 
         spec = self._spec()
         if spec.backbone.named or self.preprocess != "weights":  # a callable is not called for its network's own
             self._preprocessing(spec)
-        resolve_device(self.device)
+        check_engine(self.engine, resolve_device(self.device), self.precision)
         if spec.backbone.named:
             self._plan(self._architecture(spec))
 

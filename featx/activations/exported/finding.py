@@ -117,6 +117,10 @@ class Finder:
         ------
         NoGraph
         """
+        with _MAKING.held():
+            return self.find(slots) or self._made(slots)  # another thread may have made it meanwhile
+
+    def _made(self, slots: Sequence[Slot]) -> Graph:
         labels = [self._label(self._fingerprint())]
         if self._place.description:
             labels.append(self._label(self._place.description))
@@ -240,6 +244,7 @@ class _Held:
 
 
 _HELD = _Held()
+_MAKING = ForkSafeLock()
 
 
 def _agreeing(graph: Graph) -> Graph:

@@ -85,8 +85,8 @@ class Graph:
 def _distance(found: np.ndarray, wanted: np.ndarray) -> float:
     """NaN counts as infinitely far."""
     apart, norms = np.linalg.norm(found - wanted, axis=1), np.linalg.norm(wanted, axis=1)
-    fractions = np.divide(apart, norms, out=np.where(apart > 0, np.inf, 0.0), where=norms > 0, dtype=float)
-    return float(np.nan_to_num(fractions, nan=np.inf).max(initial=0.0))
+    fractions = np.divide(apart, norms, out=np.where(apart == 0, 0.0, np.inf), where=norms > 0, dtype=float)
+    return float(np.where(np.isnan(fractions), np.inf, fractions).max(initial=0.0))
 
 
 def _metadata(about: dict[str, Any]) -> dict[str, str]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
+import os
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,6 +22,7 @@ from featx.system.packages import is_installed
 
 # Each holds the weights of its graph.
 _MOST_OPEN = 4
+_SILENCE = "ORT_DISABLE_TELEMETRY"
 _TOO_LITTLE = ("Failed to allocate memory", "bad allocation", "bad_alloc")
 
 _SESSIONS: OrderedDict[tuple[str, tuple[str, ...], int], Any] = OrderedDict()
@@ -64,15 +69,32 @@ def _cut(graph: Graph, outputs: tuple[str, ...]) -> bytes:
 
 
 def _opened(model: bytes, n_threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
+    runtime = _runtime()
+    options = runtime.SessionOptions()
     options.log_severity_level = 3  # errors
     # A number that is given binds threads to no core.
     options.intra_op_num_threads, options.inter_op_num_threads = n_threads, 1
     # Threads that spin for work take cores from whatever decodes and fits meanwhile.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _runtime() -> ModuleType:
+    """onnxruntime, loaded so that it opens no connection: from 1.29 on it reports its use, by a thread of its own.
+
+    Without that thread a forked child can end as any process does, and does not wait for it for ever.
+    """
+    if "onnxruntime" in sys.modules:
+        return sys.modules["onnxruntime"]
+    given = os.environ.get(_SILENCE)
+    os.environ[_SILENCE] = "1"
+    try:
+        return importlib.import_module("onnxruntime")
+    finally:
+        if given is None:
+            del os.environ[_SILENCE]
+        else:
+            os.environ[_SILENCE] = given
 
 
 def _leave_to_the_parent() -> None:
