@@ -50,7 +50,7 @@ class Preset:
             return _resize(image, (self.crop, self.crop), self.interpolation)
         image = _bound_aspect_ratio(image)
         image = _resize(image, _with_short_side(self.resize, *image.shape[-2:]), self.interpolation)
-        return F.center_crop(image, [self.crop, self.crop]).contiguous()
+        return _channels_last(F.center_crop(image, [self.crop, self.crop]))
 
     def finish(self, tiles: torch.Tensor) -> torch.Tensor:
         """Normalise a batch of tiles, uint8 0..255 or float 0..1, to float32."""
@@ -104,7 +104,7 @@ Preprocessing = Preset | CustomPreprocessing
 
 
 def collate(tiles: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Stack tiles; where some are uint8 and some float, all become float in 0..1."""
+    """Stack tiles, channels last in memory; where some are uint8 and some float, all become float in 0..1."""
     shapes = {tuple(tile.shape) for tile in tiles}
     if len(shapes) > 1:
         raise ValueError(
@@ -113,7 +113,12 @@ def collate(tiles: Sequence[torch.Tensor]) -> torch.Tensor:
         )
     if len({tile.dtype for tile in tiles}) > 1:
         tiles = [_as_unit_float(tile) for tile in tiles]
-    return torch.stack(list(tiles))
+    return torch.stack([tile.permute(1, 2, 0) for tile in tiles]).permute(0, 3, 1, 2)
+
+
+def _channels_last(image: torch.Tensor) -> torch.Tensor:
+    """Pixels in memory of their own, as they were decoded and as engines take them: (height, width, channels)."""
+    return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 def _resize(image: torch.Tensor, size: tuple[int, int], interpolation: str) -> torch.Tensor:
