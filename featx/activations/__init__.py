@@ -4,8 +4,9 @@ In come items, a network and layers of it; out come rows, in the order of X, fro
 network over what the store does not know. This is the room that joins images, store and network.
 
 Open ``extraction.py`` first: one call, from items to blocks of rows. Then ``kept.py`` (look up, share out, keep)
-and ``engine.py`` (the loop over batches), which asks ``plan.py`` what to read, ``taps.py`` to read it and
-``pooling.py`` to make it a row before the network writes over it. ``joining.py`` puts layers side by side,
+and ``engine.py`` (the loop over batches). ``passes.py`` says which engine takes a call's batches through the network:
+torch in ``torch_pass.py``, which asks ``plan.py`` what to read, ``taps.py`` to read it and ``pooling.py`` to make it a
+row before the network writes over it, or onnxruntime in ``exported/``. ``joining.py`` puts layers side by side,
 ``finite.py`` finds out what made NaN. ``keys.py`` puts everything that can change a feature into words;
 ``remembered.py`` answers before torch is loaded.
 

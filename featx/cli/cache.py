@@ -31,6 +31,8 @@ def info(folder: str | None, console: Console) -> None:
     found = store.info()
     console.say(f"Feature store at {store.path}: {_told(found['file_bytes'])} on disk of at most {store.max_size}")
     console.say(f"{found['images']} images with features, {found['computed']} passes through a network so far")
+    if found["graphs"]:
+        console.say(f"{found['graphs']} files of exported networks")
     filled = [row for row in found["by_recipe"] if row["images"]]
     rows = [[row["images"], _told(row["live_bytes"]), _network(row["recipe"])] for row in filled]
     if rows:

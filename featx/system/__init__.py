@@ -9,7 +9,7 @@ where those go that do not last, ``paths.py`` and ``shell.py`` how systems write
 ``pickling.py`` says what travels, ``lazy.py`` and ``output.py`` serve Dask's collections and frames, ``callers.py``
 finds the line that a warning names. ``devices.py`` is the one file that knows kinds of devices, and torch's releases
 about them; ``randomness.py`` draws beside torch's global generators; ``compat.py`` knows what releases of other
-libraries lack.
+libraries lack, ``packages.py`` what is installed, ``machine.py`` what processor this is.
 
 Laws of CONTRIBUTING.md that live here: 5 (global state, and torch in forked children), and of 3 what pickles hold.
 What only some systems have (forks, links, ``/proc``, ``/dev/shm``) is asked for here and in ``featx/store``, and

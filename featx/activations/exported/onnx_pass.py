@@ -14,7 +14,7 @@ from featx.activations.plan import Slot
 from featx.images.preprocessing import Preprocessing
 
 # Images that pass together: what they make on the way stays in the caches of a few cores.
-_AT_ONCE = 8
+AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class OnnxPass:
         """What the network makes of tiles (n, ...), as preprocessing leaves them: (n, width) for each slot."""
         names = [slot.column.name for slot in slots]
         n_threads = torch.get_num_threads()  # of now, as torch would take them
-        found = [run(self.graph, self._fed(some).numpy(), names, n_threads) for some in tiles.split(_AT_ONCE)]
+        found = [run(self.graph, self._fed(some).numpy(), names, n_threads) for some in tiles.split(AT_ONCE)]
         parts = [np.concatenate(part) if len(part) > 1 else part[0] for part in zip(*found, strict=True)]
         return dict(zip(slots, map(torch.from_numpy, parts), strict=True))
 
