@@ -28,7 +28,9 @@ import pytest
 import torch
 import torchvision
 from pictures import encode
+from releases import exports_graphs
 from safetensors.torch import load_file, save_file
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -36,6 +38,8 @@ from sklearn.preprocessing import StandardScaler
 
 import featx.images.remote
 from featx import PretrainedFeatureExtractor
+from featx.activations import passes
+from featx.activations.exported import finding
 from featx.distributed import extract
 from featx.distributed.extraction import ShardError
 from featx.distributed.shards import Manifest, OtherShards
@@ -98,6 +102,40 @@ def test_shards_hold_each_item_once_in_order(photos: list[str], tmp_path: Path) 
     assert found["digest"].tolist() == [items.digest(row).hex() for row in range(50)]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["columns"] == MICRO.get_feature_names_out().tolist()
+
+
+@exports_graphs
+def test_engine_of_the_first_run_computes_all_shards(
+    photos: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = clone(MICRO).set_params(engine="auto")
+    for engine in ("onnx", "torch"):
+        out, named = tmp_path / engine, tmp_path / f"named-{engine}"
+        monkeypatch.setattr(passes, "pays", lambda *_, engine=engine: engine == "onnx")
+        monkeypatch.setattr(finding, "_HELD", finding._Held())
+        extract(model, photos, out, shard_size=16)
+        assert json.loads((out / "manifest.json").read_text())["engine"] == engine
+        before = contents(out)
+        for lost in sorted(out.glob("part-*"))[1:3]:
+            lost.unlink()
+        # A later run would choose otherwise, by itself.
+        monkeypatch.setattr(passes, "pays", lambda *_, engine=engine: engine != "onnx")
+        extract(model, photos, out, shard_size=16)
+        extract(clone(model).set_params(engine=engine), photos, named, shard_size=16)
+        assert contents(out) == before == contents(named)
+        with pytest.raises(OtherShards, match=f"Set engine='{engine}'"):
+            extract(clone(model).set_params(engine="torch" if engine == "onnx" else "onnx"), photos, out, shard_size=16)
+
+
+def test_output_of_a_version_with_one_engine_was_computed_by_torch(photos: list[str], tmp_path: Path) -> None:
+    extract(clone(MICRO).set_params(engine="torch"), photos, tmp_path / "out", shard_size=16)
+    manifest = tmp_path / "out" / "manifest.json"
+    found = json.loads(manifest.read_text())
+    del found["engine"]
+    manifest.write_text(json.dumps(found))
+    assert extract(MICRO, photos, tmp_path / "out", shard_size=16).n_computed == 0
+    with pytest.raises(OtherShards, match="engine='torch'"):
+        extract(clone(MICRO).set_params(engine="onnx"), photos, tmp_path / "out", shard_size=16)
 
 
 @pytest.mark.parametrize("form", ["array", "series", "frame", "folder", "pattern"])

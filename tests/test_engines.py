@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from children import in_child
+from commands import runner
 from conftest import SQUEEZENET, counting_images, relative_difference
 from networks import InPlace
 from PIL import Image
@@ -34,6 +35,7 @@ from featx.activations import engine as loop
 from featx.activations import passes
 from featx.activations.exported import finding, graph, sessions
 from featx.backbones.networks import Network
+from featx.cli.commands import featx
 from featx.exceptions import EngineError, StoreWarning
 from featx.store.files import Files
 
@@ -610,7 +612,7 @@ from featx import PretrainedFeatureExtractor
 model = PretrainedFeatureExtractor("featx_micro", engine="onnx")
 X = np.zeros((3, 40, 40, 3), np.uint8)
 model.transform(X)
-for _ in range(10):
+for _ in range(3):
     pid = os.fork()
     if not pid:
         model.transform(X)
@@ -631,6 +633,25 @@ def test_grid_search_in_workers_gives_the_same_scores(tmp_path: Path) -> None:
         search = GridSearchCV(model, grid, cv=2, n_jobs=2, error_score="raise").fit(X, Y)
         scores.append(search.cv_results_["mean_test_score"])
     np.testing.assert_allclose(scores[0], scores[1])
+
+
+@pytest.mark.parametrize("first", ["torch", "onnx"])
+def test_command_extracts_with_the_engine_of_its_first_run(
+    first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engines: list[str], nothing_known: None
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for row, image in enumerate(X):
+        Image.fromarray(image).save(tmp_path / "photos" / f"{row}.png")
+    monkeypatch.setenv("FEATX_CACHE", str(tmp_path / "cache"))
+    words = [str(tmp_path / "photos"), "-o", str(tmp_path / "f.npy"), "--backbone", "featx_micro"]
+    monkeypatch.setattr(passes, "pays", lambda *_: first == "onnx")
+    assert runner().invoke(featx, ["extract", *words]).exit_code == 0
+    Image.fromarray(255 - X[0]).save(tmp_path / "photos" / "new.png")
+    engines.clear()
+    monkeypatch.setattr(finding, "_HELD", finding._Held())
+    monkeypatch.setattr(passes, "pays", lambda *_: first != "onnx")
+    assert runner().invoke(featx, ["extract", *words]).exit_code == 0
+    assert {*engines} == {"OnnxPass" if first == "onnx" else "TorchPass"}
 
 
 # Fine-tuning.

@@ -7,8 +7,8 @@ for what was computed. Nothing here knows of networks: whoever asks computes.
 Open ``session.py`` first: a store as one call sees it, which whatever trouble the disk makes cannot stop. Below it
 lie ``store.py`` (FeatureStore; folders, room and what is thrown away), ``shelf.py`` (the bytes of one recipe's
 rows), ``index.py`` (digests of known files, and leases; ``owners.py`` tells who is still alive) and
-``environment.py`` (LMDB, forks, full and damaged disks). ``memory.py`` lies in front of the disk; ``places.py``
-says where a store may lie.
+``environment.py`` (LMDB, forks, full and damaged disks); ``files.py`` holds exported networks as whole files.
+``memory.py`` lies in front of the disk; ``places.py`` says where a store may lie.
 
 Law 7 of CONTRIBUTING.md lives here: no row is served that another image, recipe or state of a file gave; what
 cannot be read is computed, what cannot be kept is told once. Processes that miss together share the work, and one

@@ -103,8 +103,8 @@ class FeatureStore:
         info : dict
             ``images`` (different ones with features), ``recipes``, ``computed`` (images ever sent through a network
             for this store, by all processes), ``live_bytes`` (rows in use), ``file_bytes`` (on disk), ``graphs``
-            (files of exported networks, and of where they were tried), and ``by_recipe``, a list of dicts with ``recipe``,
-            ``images`` and ``live_bytes``.
+            (files of exported networks, and of where they were tried), and ``by_recipe``, a list of dicts with
+            ``recipe``, ``images`` and ``live_bytes``.
         """
         opened = self._existing()
         shelves = [] if opened is None else list(opened.shelves())
