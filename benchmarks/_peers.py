@@ -67,11 +67,15 @@ def peers_of(model: str, state: State, layer: str) -> Iterator[tuple[str, Way | 
 
 
 def network(model: str, state: State) -> nn.Module:
-    """torchvision's network with the tensors, in eval mode; a head that has none stays as it comes."""
-    module = get_model(model, weights=None)
+    """The network with the tensors, in eval mode; a head that has none stays as it comes."""
+    module = _of_timm(model.removeprefix("timm/")) if model.startswith("timm/") else get_model(model, weights=None)
     missing = module.load_state_dict(state, strict=False).missing_keys
     assert all(key.startswith(("classifier", "fc")) for key in missing), missing
     return module.eval()
+
+
+def _of_timm(name: str) -> nn.Module:
+    return _installed("timm").create_model(name, pretrained=False)
 
 
 def read(path: str) -> Image.Image:

@@ -32,11 +32,10 @@ from typing import Any
 import numpy as np
 import torch
 from _about import about
+from _graphs import bare_run
 from _ways import DATA, WEIGHTS
 
 from featx import PretrainedFeatureExtractor, list_backbones
-from featx.activations.exported import finding, sessions
-from featx.activations.exported.onnx_pass import AT_ONCE
 from featx.exceptions import EngineError
 
 ROUNDS, QUICK_ROUNDS = 5, 3
@@ -117,7 +116,8 @@ def measure_speed(names: Sequence[str], rounds: int) -> Figures:
             rows = {engine: way() for engine, way in by_engine.items()}
             distance = farthest(rows["onnx"], rows["torch"])
             assert distance < 1e-5, f"{name}: rows of the engines differ by {distance:.1g}"
-            seconds = take_turns({**by_engine, "bare": bare(tiles)}, rounds)
+            run, given = bare_run(model), tiles.permute(0, 2, 3, 1).numpy()
+            seconds = take_turns({**by_engine, "bare": lambda run=run, given=given: run(given)}, rounds)
             figures[f"{name}, {layers}"] = {
                 "onnx_over_torch": seconds["torch"] / seconds["onnx"],
                 "of_bare": seconds["bare"] / seconds["onnx"],
@@ -137,24 +137,6 @@ def passing(model: PretrainedFeatureExtractor, engine: str, tiles: torch.Tensor)
     def run() -> np.ndarray:
         blocks = [recipe._parts(some, slots, passes) for some in tiles.split(32)]
         return np.concatenate([recipe.plan.join([block[slot].numpy() for slot in slots]) for block in blocks])
-
-    return run
-
-
-def bare(tiles: torch.Tensor) -> Callable[[], None]:
-    """onnxruntime's own run of the graph that was used last, on as many threads, with threads that spin."""
-    import onnxruntime
-
-    ((key, outputs, n_threads), _) = next(reversed(sessions._SESSIONS.items()))
-    graph = next(graph for held in finding._HELD._found.values() for graph in held if graph.key == key)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = n_threads
-    session = onnxruntime.InferenceSession(sessions._cut(graph, outputs), options, providers=["CPUExecutionProvider"])
-    given = tiles.permute(0, 2, 3, 1).numpy()
-
-    def run() -> None:
-        for start in range(0, len(given), AT_ONCE):
-            session.run(list(outputs), {"tiles": given[start : start + AT_ONCE]})
 
     return run
 

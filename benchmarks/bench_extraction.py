@@ -3,11 +3,12 @@
     python benchmarks/bench_extraction.py [--quick] [--parts photos half large small growth] [--json FILE]
 
 All without a cache. *The limit* is measured in the same rounds: what decoding and resizing take of one core, divided by
-the cores, plus the bare forward pass, as torch runs it up to the layer in the faster of both memory formats on tensors
-that are there already. A fraction of the limit can exceed 1, since featx folds BatchNorm into convolutions and cuts
-batches into pieces, which the bare pass does not.
+the cores, plus the fastest bare forward pass up to the layer on pixels that are there already: torch's, in either
+memory format, or onnxruntime's of the graph that featx exports, in pieces as small as featx's. featx computes with
+engine="onnx" where the precision allows; the export is not in the times, since every way is warm.
 
-- photos: ants and bees in float32. squeezenet1_1 has real weights, the others random ones, and so have their peers.
+- photos: ants and bees in float32. tf_efficientnet_lite0 and squeezenet1_1 have real weights, the others random ones, and
+  so have their peers.
 - half: the same in bfloat16, where the processor computes with it; cosine with float32, and accuracy on the photos.
 - large: the photos enlarged to 12 megapixels, read with decode="exact" and "fast".
 - small: CIFAR-10's JPEGs with featx_micro, where the cost per image shows.
@@ -38,6 +39,7 @@ from typing import Any
 import numpy as np
 import torch
 from _about import about
+from _graphs import bare_run
 from _peers import BATCH, LABELS, Absent, network, peers_of
 from _ways import DATA, WEIGHTS, unpack_photos
 from PIL import Image
@@ -56,12 +58,18 @@ from featx.images.sources import as_items
 ROUNDS, QUICK_ROUNDS = 5, 3
 #: The last spatial layer of each network, and how many photos show its speed within seconds.
 NETWORKS = {
+    "timm/tf_efficientnet_lite0": ("blocks.6", 243),
     "squeezenet1_1": ("features.12", 243),
     "resnet18": ("layer4", 162),
     "mobilenet_v3_small": ("features.12", 243),
     "resnet50": ("layer4", 81),
 }
+REAL = {
+    "squeezenet1_1": WEIGHTS,
+    "timm/tf_efficientnet_lite0": DATA / "weights" / "tf_efficientnet_lite0-imagenet.safetensors",
+}
 PARTS = ("photos", "half", "large", "small", "growth")
+AS_OTHERS = "ResNet18_Weights.IMAGENET1K_V1"  # the same resizing and normalisation for all networks and peers
 TOLERANCE = 1e-2  # of the features' norm
 SIZES, QUICK_SIZES = (1_000, 10_000, 60_000), (1_000, 4_000)
 LARGE, N_LARGE = (4000, 3000), 24
@@ -93,13 +101,14 @@ def has_fast_bfloat16() -> bool:
 
 
 def extractor_of(model: str, weights: Path | str, layer: str, **options: Any) -> PretrainedFeatureExtractor:
-    return PretrainedFeatureExtractor(model, weights=weights, layers=layer, **options)
+    options = {"engine": "torch" if "precision" in options else "onnx", "preprocess": AS_OTHERS, **options}
+    return PretrainedFeatureExtractor(model, weights=weights, layers=layer, device="cpu", **options)
 
 
 def state_of(model: str, folder: Path) -> tuple[dict[str, torch.Tensor], Path]:
     """Tensors that everyone gets, and a file of them."""
-    if model == "squeezenet1_1":
-        return load_file(WEIGHTS), WEIGHTS
+    if (real := REAL.get(model)) is not None:
+        return load_file(real), real
     with torch.random.fork_rng():
         torch.manual_seed(0)
         state = get_model(model, weights=None).state_dict()
@@ -119,6 +128,14 @@ def bare_pass(module: torch.nn.Module, layer: str, n: int, dtype: torch.dtype, f
             reader(images[: min(BATCH, n - start)])
 
     return run
+
+
+def bare_graph(extractor: PretrainedFeatureExtractor, n: int) -> Callable:
+    """The same by onnxruntime."""
+    run = bare_run(extractor)
+    channels, height, width = extractor._architecture(extractor._spec()).shape
+    pixels = np.random.default_rng(0).integers(0, 256, (n, height, width, channels), dtype=np.uint8)
+    return lambda _: run(pixels)
 
 
 def core_seconds_of_decoding(paths: Sequence[str], preset: Preset) -> float:
@@ -149,7 +166,7 @@ def medians(seconds: Rounds) -> dict[str, float]:
 
 
 def with_limit(time_of: dict[str, float]) -> dict[str, float]:
-    """The limit beside the rest: decoding over the cores, and the faster bare pass."""
+    """The limit beside the rest: decoding over the cores, and the fastest bare pass."""
     forward = min(value for name, value in time_of.items() if name.startswith("forward"))
     return {"limit": time_of["decoding"] / torch.get_num_threads() + forward, **time_of}
 
@@ -194,6 +211,7 @@ def measure_photos(paths: list[str], folder: Path, rounds: int, names: Sequence[
             assert parity[name] < TOLERANCE, f"{model}: features of {LABELS[name]} differ by {parity[name]:.3f}"
             ways[name] = way
         ways |= limit_ways(model, state, layer, len(some), torch.float32, preset_of(extractor))
+        ways["forward, onnxruntime"] = bare_graph(extractor, len(some))
         seconds = take_turns(ways, some, rounds)
         time_of = with_limit(medians(seconds))
         figures[model] = {
@@ -264,7 +282,7 @@ def unpack_small(folder: Path) -> list[str]:
 
 def measure_small(paths: list[str], rounds: int) -> Figures:
     """Many images that each cost little."""
-    extractor = PretrainedFeatureExtractor("featx_micro")
+    extractor = PretrainedFeatureExtractor("featx_micro", engine="onnx")
     module = extractor._spec().load("cpu", torch.float32).module
     images = torch.randn(BATCH, 3, 32, 32)
     forms = {"forward": torch.contiguous_format, "forward, channels last": torch.channels_last}
@@ -284,6 +302,7 @@ def measure_small(paths: list[str], rounds: int) -> Figures:
         "featx": extractor.transform,
         "decoding": lambda some: core_seconds_of_decoding(some, preset_of(extractor)),
         **{name: bare(form) for name, form in forms.items()},
+        "forward, onnxruntime": bare_graph(extractor, len(paths)),
     }
     seconds = take_turns(ways, paths, rounds)
     time_of = with_limit(medians(seconds))
