@@ -7,8 +7,8 @@ the cores, plus the fastest bare forward pass up to the layer on pixels that are
 memory format, or onnxruntime's of the graph that featx exports, in pieces as small as featx's. featx computes with
 engine="onnx" where the precision allows; the export is not in the times, since every way is warm.
 
-- photos: ants and bees in float32. tf_efficientnet_lite0 and squeezenet1_1 have real weights, the others random ones, and
-  so have their peers.
+- photos: ants and bees in float32. tf_efficientnet_lite0 and squeezenet1_1 have real weights, the others random ones,
+  and so have their peers.
 - half: the same in bfloat16, where the processor computes with it; cosine with float32, and accuracy on the photos.
 - large: the photos enlarged to 12 megapixels, read with decode="exact" and "fast".
 - small: CIFAR-10's JPEGs with featx_micro, where the cost per image shows.

@@ -27,7 +27,7 @@ from featx.system.packages import installed, is_installed
 # To be raised whenever the same name would stand for another graph.
 _SCHEMA = 1
 _MAKERS = ("onnx", "onnxscript", "onnxruntime")
-_MOST_HELD = 8
+_MOST_HELD = 4
 # Large, and asked for by training alone: what reads them reads nothing else.
 _ALONE = ("flatten", "map")
 _REFUSED = b"no graph: "
