@@ -9,13 +9,15 @@ import torch
 
 from featx import PretrainedFeatureExtractor
 from featx.activations.exported import sessions
-from featx.activations.exported.onnx_pass import AT_ONCE, OnnxPass
+from featx.activations.exported.onnx_pass import OnnxPass
+
+_AT_ONCE = 8  # what suits it on a few cores
 
 
 def bare_run(extractor: PretrainedFeatureExtractor) -> Callable[[np.ndarray], None]:
     """Takes pixels (n, height, width, 3) through the graph that reads what an extractor asks for, and nothing else.
 
-    On as many threads as torch has, which spin between pieces as onnxruntime's do by default.
+    In pieces that suit it, each shared by as many threads as torch has, which spin in between: its defaults.
     """
     items = extractor._items([np.zeros((8, 8, 3), np.uint8)], reset=False)
     recipe = extractor._extraction(items).with_engine("onnx").recipe
@@ -29,7 +31,7 @@ def bare_run(extractor: PretrainedFeatureExtractor) -> Callable[[np.ndarray], No
     session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def run(pixels: np.ndarray) -> None:
-        for start in range(0, len(pixels), AT_ONCE):
-            session.run(list(outputs), {"tiles": pixels[start : start + AT_ONCE]})
+        for start in range(0, len(pixels), _AT_ONCE):
+            session.run(list(outputs), {"tiles": pixels[start : start + _AT_ONCE]})
 
     return run

@@ -33,7 +33,7 @@ from torchvision.models import resnet18
 from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor
 from featx.activations import engine as loop
 from featx.activations import passes
-from featx.activations.exported import finding, graph, sessions
+from featx.activations.exported import finding, graph, onnx_pass, sessions
 from featx.backbones.networks import Network
 from featx.cli.commands import featx
 from featx.exceptions import EngineError, StoreWarning
@@ -568,22 +568,31 @@ def test_threads_that_transform_at_once_export_once_and_agree(exports: list[list
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
-def test_sessions_take_as_many_threads_as_torch_would(n_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[int] = []
-    opening = sessions._opened
-    monkeypatch.setattr(sessions, "_opened", lambda model, n: opened.append(n) or opening(model, n))
-    monkeypatch.setattr(sessions, "_SESSIONS", type(sessions._SESSIONS)())
+def test_as_many_threads_work_as_torch_would_take(n_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    worked: list[tuple[int, int]] = []
+    together = threading.Barrier(n_threads, timeout=60)
+    running = onnx_pass.run
+
+    def noting(graph: Any, tiles: np.ndarray, names: Any, n: int) -> Any:
+        worked.append((threading.get_ident(), n))
+        if len(worked) <= n_threads:
+            together.wait()  # all are at work at once
+        return running(graph, tiles, names, n)
+
     extractor().transform(X[:2])
-    opened.clear()
+    monkeypatch.setattr(onnx_pass, "run", noting)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(n_threads)
-        extractor().transform(X[:2])
+        extractor().transform(np.tile(X, (8, 1, 1, 1))[:32])
         assert torch.get_num_threads() == n_threads
+        assert len({thread for thread, _ in worked}) == n_threads
+        assert {n for _, n in worked} == {1}
+        worked[:] = [(0, 0)] * n_threads
+        extractor().transform(X[:1])
+        assert worked[-1][1] == n_threads  # which share a lone image
     finally:
         torch.set_num_threads(before)
-    assert opened in ([n_threads], [])  # it may be there from before
-    assert any(key[2] == n_threads for key in sessions._SESSIONS)
 
 
 # Forks and workers.
