@@ -24,6 +24,7 @@ BENCHES = {
     "demo": ["examples/demo.py"],
     "extraction": ["benchmarks/bench_extraction.py", "--quick"],
     "grid_search": ["benchmarks/bench_grid_search.py", "--quick"],
+    "fits": ["benchmarks/bench_fits.py", "--quick"],
     "fine_tuning": ["benchmarks/bench_fine_tuning.py", "--quick"],
     "store": ["benchmarks/bench_store.py", "--quick"],
     "memory": ["benchmarks/bench_memory.py", "--quick"],

@@ -32,7 +32,7 @@ from featx.cli.options import (
 )
 from featx.cli.outcomes import Console
 from featx.cli.photos import list_labelled
-from featx.cli.scoring import candidates, classifier, compute_once, folds_for, scores_of
+from featx.cli.scoring import candidates, compute_once, folds_for, learn, scores_of
 from featx.estimators.classifier import FineTuneClassifier
 from featx.store import FeatureStore, Session
 
@@ -148,7 +148,7 @@ def _on_features(
     scores = scores_of(extractor, [(name, pooling) for name in names], kept, y[good], folds)
     best = max(scores, key=lambda score: score.accuracy)
     rows = extractor.set_params(layers=best.layer).transform(kept)
-    learnt = classifier(best.C).fit(rows, y[good])
+    learnt = learn(rows, y[good], best.C)
     model = make_pipeline(extractor.set_params(on_error="raise"), *(step for _, step in learnt.steps))
     return model, best.as_dict() | _about(y[good], folds.n_splits, len(scores))
 

@@ -164,6 +164,10 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
     -----
     With scikit-learn 1.7 or later, notebooks show the network's stages below the parameters.
 
+    Once features are known, the fits of a search take its time, and a logistic regression is several times as fast on
+    one thread of BLAS as on more: search with ``n_jobs=-1``, whose workers have one thread each, or fit within
+    ``threadpoolctl.threadpool_limits(1, user_api="blas")`` (``benchmarks/bench_fits.py``).
+
     See Also
     --------
     featx.list_backbones : Names that ``backbone`` takes.

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_consistent_length
 
 from featx.plots.display import Display, check_matplotlib, draw_legend
 from featx.plots.pictures import items_of, reader_of, thumbnail
+from featx.system.fits import one_thread
 from featx.training.labels import check_labelled
 
 if TYPE_CHECKING:
@@ -174,7 +175,8 @@ class EmbeddingDisplay(Display):
 def _reduced(features: np.ndarray, y: np.ndarray | None, reducer: Any) -> np.ndarray:
     if reducer is None:
         # The seed is for PCA's randomised solver, which would otherwise draw from the global generator.
-        embedding = PCA(n_components=2, random_state=0).fit_transform(features)
+        with one_thread():
+            embedding = PCA(n_components=2, random_state=0).fit_transform(features)
     elif get_tags(reducer).target_tags.required:
         embedding = clone(reducer).fit_transform(features, y)
     else:

@@ -59,6 +59,15 @@ def root_figure(ax: Any) -> Figure | None:
         return ax.get_figure().figure
 
 
+def set_blas_threads(library: Any, n_threads: int) -> None:
+    """Set how many threads a BLAS library, as threadpoolctl knows it, computes with; any thread may set it again."""
+    library.set_num_threads(n_threads)
+    # From threadpoolctl 3.8 on what others set is left out in silence, until the thread that set it first lets go.
+    let_go = getattr(library, "clear_controlling_thread", None)
+    if let_go is not None:
+        let_go()
+
+
 def timm_keeps_whole(kind: type) -> bool:
     """Whether timm, where it is loaded, says of a class of modules that their inside cannot be traced."""
     for place in ("timm.layers", "timm.models._features_fx"):  # where newer releases have it, and older ones
@@ -76,4 +85,12 @@ def exports_graphs() -> bool:
     return usual is not None and usual.default is True
 
 
-__all__ = ["CallbackSupportMixin", "ParamsDict", "exports_graphs", "root_figure", "timm_keeps_whole", "with_callbacks"]
+__all__ = [
+    "CallbackSupportMixin",
+    "ParamsDict",
+    "exports_graphs",
+    "root_figure",
+    "set_blas_threads",
+    "timm_keeps_whole",
+    "with_callbacks",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from featx.activations.plan import FeaturePlan
 from featx.activations.pooling import pool
 from featx.system.devices import fill, to_double
+from featx.system.fits import one_thread, run_fits
 
 # A feature that hardly varies is left as it is.
 _LEAST_SPREAD = 1e-6
@@ -103,9 +105,11 @@ def probe(rows: np.ndarray, targets: np.ndarray, weights: np.ndarray, C: float, 
     spread[spread < _LEAST_SPREAD] = 1
     standard = (rows - mean) / spread
     if targets.ndim == 1:
-        weight, bias = _logistic(standard, targets, weights, C, out.out_features)
+        with one_thread():
+            weight, bias = _logistic(standard, targets, weights, C, out.out_features)
     else:
-        columns = [_logistic(standard, column.astype(int), weights, C, 2) for column in targets.T]
+        calls = [partial(_logistic, standard, column.astype(int), weights, C, 2) for column in targets.T]
+        columns = run_fits(calls, rows.size, 2 * rows.nbytes)
         weight = np.stack([of_one[1] - of_one[0] for of_one, _ in columns])
         bias = np.stack([of_one[1] - of_one[0] for _, of_one in columns])
     weight = weight / spread

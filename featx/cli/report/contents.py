@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from sklearn.metrics import confusion_matrix
-from sklearn.model_selection import cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 
 from featx.backbones.addresses import path_in, plain_address
 from featx.cli.found import Found
 from featx.cli.outcomes import shown
-from featx.cli.scoring import classifier
+from featx.cli.scoring import probabilities_of
 from featx.plots.pictures import thumbnail
 
 # Thumbnails at most: a report is to be mailed. They are some 7 kB each.
@@ -117,7 +116,7 @@ def contents_of(found: Found) -> Contents:
     best = found.best
     extractor = found.extractors[best.backbone].set_params(layers=best.layer, pooling=best.pooling, verbose=0)
     rows = extractor.transform([*found.paths])  # from the cache
-    proba = cross_val_predict(classifier(best.C), rows, found.y, cv=found.folds, method="predict_proba")
+    proba = probabilities_of(rows, found.y, found.folds, best.C)
     classes = np.asarray(found.classes)
     predicted, confidence = classes[proba.argmax(axis=1)], proba.max(axis=1)
     items = extractor._items([*found.paths], reset=False, in_full=True)
