@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 BENCHES = {
     "demo": ["examples/demo.py"],
     "extraction": ["benchmarks/bench_extraction.py", "--quick"],
+    "engines": ["benchmarks/bench_engines.py", "--quick"],
     "grid_search": ["benchmarks/bench_grid_search.py", "--quick"],
     "fits": ["benchmarks/bench_fits.py", "--quick"],
     "fine_tuning": ["benchmarks/bench_fine_tuning.py", "--quick"],

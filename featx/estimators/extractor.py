@@ -128,7 +128,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         Of the network; features are float32 in any case. Half precision changes them by about 1e-2 of their norm.
         float16 ends at 65504, which not every network keeps to: bfloat16 has no such end.
     engine : {"auto", "torch", "onnx"}, default="auto"
-        What computes a network on a CPU in float32: torch, or onnxruntime, which takes a third to nine tenths of the
+        What computes a network on a CPU in float32: torch, or onnxruntime, which takes a fifth to nine tenths of the
         time, and for which the network is exported once (seconds, and torch 2.9 or later; ``pip install
         "featx[onnx]"``). ``"auto"`` takes onnxruntime where the images to be computed are many enough to repay the
         export, or where a ``cache`` has it already, and torch otherwise, as for other devices and precisions and for

@@ -31,11 +31,11 @@ class Kind:
     saved_s_per_call: float
 
 
-# By benchmarks/bench_engines.py.
+# By benchmarks/bench_engines.py, its parts cost and speed.
 _KINDS = {
-    "depthwise": Kind(2.0, 0.08, 0.030, 1e-4),
-    "convolutional": Kind(2.0, 0.05, 0.006, 1e-5),
-    "attention": Kind(2.0, 0.08, 0.0, 0.0),
+    "depthwise": Kind(4.0, 0.2, 0.05, 0.0),
+    "convolutional": Kind(4.0, 0.2, 0.0075, 2e-4),
+    "attention": Kind(10.0, 0.2, 0.008, 0.0),
 }
 
 
