@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -41,7 +41,8 @@ from featx import PretrainedFeatureExtractor
 from featx.activations import passes
 from featx.activations.exported import finding
 from featx.distributed import extract
-from featx.distributed.extraction import ShardError
+from featx.distributed.extraction import ShardError, _engine
+from featx.distributed.folder import Folder
 from featx.distributed.shards import Manifest, OtherShards
 from featx.distributed.work import ServerError
 from featx.exceptions import ImageError, UnreadableImage
@@ -125,6 +126,13 @@ def test_engine_of_the_first_run_computes_all_shards(
         assert contents(out) == before == contents(named)
         with pytest.raises(OtherShards, match=f"Set engine='{engine}'"):
             extract(clone(model).set_params(engine="torch" if engine == "onnx" else "onnx"), photos, out, shard_size=16)
+
+
+def test_engine_of_workers_is_not_chosen_by_what_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "pays", lambda *_: True)
+    folder, client = Folder(str(tmp_path), None), cast(Any, object())
+    assert _engine(clone(MICRO).set_params(engine="auto"), folder, client) == "torch"
+    assert _engine(clone(MICRO).set_params(engine="onnx"), folder, client) == "onnx"
 
 
 def test_output_of_a_version_with_one_engine_was_computed_by_torch(photos: list[str], tmp_path: Path) -> None:

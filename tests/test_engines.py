@@ -24,6 +24,7 @@ from conftest import SQUEEZENET, counting_images, relative_difference
 from networks import InPlace
 from PIL import Image
 from releases import exports_graphs
+from safetensors.torch import save_file
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
@@ -34,9 +35,9 @@ from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor
 from featx.activations import engine as loop
 from featx.activations import passes
 from featx.activations.exported import finding, graph, onnx_pass, sessions
-from featx.backbones.networks import Network
+from featx.backbones.networks import Network, NetworkSpec
 from featx.cli.commands import featx
-from featx.exceptions import EngineError, StoreWarning
+from featx.exceptions import EngineError, StoreWarning, WeightsError
 from featx.store.files import Files
 
 pytestmark = exports_graphs
@@ -316,6 +317,72 @@ def test_distance_is_that_of_the_worst_row() -> None:
     assert there.farthest(found) == (np.inf, "b")
     found[1][2, 0] = np.nan
     assert there.farthest(found) == (np.inf, "b")
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("libonnxruntime.so"), RuntimeError("[ONNXRuntimeError] : 9"), MemoryError()]
+)
+def test_onnxruntime_that_fails_leaves_auto_to_torch(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, exports: list[list[str]]
+) -> None:
+    def failing(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(finding, "run", failing)
+    monkeypatch.setattr(passes, "pays", lambda *_: True)
+    wanted = extractor("torch").transform(X)
+    np.testing.assert_array_equal(extractor("auto").transform(X), wanted)
+    with pytest.raises(EngineError, match="onnxruntime cannot run it here"):
+        extractor("onnx").transform(X)
+
+
+def test_layer_that_is_refused_refuses_no_other(exports: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    extractor(layers=0).transform(X[:2])
+    with monkeypatch.context() as patched:
+        patched.setattr(graph.Graph, "farthest", farther)
+        with pytest.raises(EngineError, match="differ"):
+            extractor(layers="features.0.conv").transform(X[:2])
+    extractor(layers=1).transform(X[:2])
+    with pytest.raises(EngineError, match="differ"):
+        extractor(layers="features.0.conv").transform(X[:2])
+
+
+def test_hooks_of_another_threads_pass_are_waited_for(nothing_known: None) -> None:
+    network = extractor()._spec().load("cpu", torch.float32)
+    with network.lock, ThreadPoolExecutor(1) as pool:
+        handle = network.module.register_forward_hook(lambda *_: None)
+        asked = pool.submit(finding.why_no_export, network)
+        threading.Event().wait(0.2)
+        handle.remove()
+        network.lock.release()
+        try:
+            assert asked.result(timeout=60) is None
+        finally:
+            network.lock.acquire()
+
+
+def test_weights_that_change_before_an_export_leave_no_graph(tmp_path: Path, exports: list[list[str]]) -> None:
+    def state(seed: int) -> dict[str, torch.Tensor]:
+        network = extractor(weights=None, random_state=seed)._spec().load("cpu", torch.float32)
+        return {name: value.contiguous() for name, value in network.module.state_dict().items()}
+
+    first, second = state(1), state(2)
+    file = tmp_path / "weights.safetensors"
+    save_file(first, file)
+    model = extractor("torch", weights=str(file), cache=str(tmp_path / "store"))
+    model.transform(X[:2])  # the store knows what the file holds
+    load = NetworkSpec.load
+
+    def changing(self: NetworkSpec, *given: Any) -> Network:
+        save_file(second, file)
+        return load(self, *given)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(NetworkSpec, "load", changing)
+        with pytest.raises(WeightsError, match="changed"):
+            model.set_params(engine="onnx").transform(X[2:])
+    assert exports == []
+    assert kept_files(tmp_path / "store") == []
 
 
 # Kept in a store.

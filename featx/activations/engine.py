@@ -130,9 +130,15 @@ class Recipe:
                     rows[np.subtract(computed.rows, batch.start)] = self.plan.join(parts)
                 yield Block(batch.start, batch.stop, rows, list(computed.errors.values()))
 
-    def passes(self, n_images: int, keep: str = "stages", place: Place = NOWHERE) -> Passes:
-        """What takes about so many images through the network, with graphs found and kept in a place."""
-        passes = Passes(self, n_images, keep, place)
+    def passes(
+        self,
+        n_images: int,
+        keep: str = "stages",
+        place: Place = NOWHERE,
+        check: Callable[[], None] = lambda: None,
+    ) -> Passes:
+        """What takes about so many images through the network; the rest as of `Passes`."""
+        passes = Passes(self, n_images, keep, place, check)
         self._passes.append(passes)
         return passes
 

@@ -15,10 +15,12 @@ from featx.activations.finite import warn_not_finite
 from featx.activations.kept import KeptRecipe
 from featx.activations.keys import NoKey, changed, describe_recipe
 from featx.activations.plan import Slot, slots_of
-from featx.exceptions import ImageError, NotFinite
+from featx.exceptions import EngineError, ImageError, NotFinite
 from featx.images.sources import Items
 from featx.images.unreadable import warn_unreadable
 from featx.store import FeatureStore, Session, warn_once
+from featx.system.machine import processor
+from featx.system.packages import installed
 from featx.system.threads import one_thread_after_fork, step_by_step
 
 _Tick = Callable[[int], object]
@@ -66,8 +68,14 @@ class Extraction:
 
     @one_thread_after_fork()
     def engine_for(self, n_images: int) -> str:
-        """The engine that computes so many images: the recipe's, or ``"torch"`` or ``"onnx"`` for ``"auto"``."""
-        if self.recipe.engine != "auto":
+        """The engine that computes so many images, ``"torch"`` or ``"onnx"``.
+
+        Raises
+        ------
+        EngineError
+            The recipe names one that cannot be had.
+        """
+        if self.recipe.engine == "torch":
             return self.recipe.engine
         kept = self._kept(lambda _: None, self.recipe.plan.slots)
         passes = self.recipe.passes(n_images) if kept is None else kept.passes_for(n_images)
@@ -81,7 +89,16 @@ class Extraction:
         description = self.description(session)
         if description is None:
             return self.engine_for(len(self.items))
-        return session.answer(f"engine of {description}", lambda: self.engine_for(len(self.items)))
+        recipe = self.recipe
+        columns = [slot.column.name for slot in recipe.plan.slots]
+        machine = f"{recipe.device}; {processor()}; {installed('onnxruntime')}"
+        decided = session.answer(
+            f"engine of {description}; {columns}; {machine}", lambda: self.engine_for(len(self.items))
+        )
+        try:
+            return self.with_engine(decided).engine_for(len(self.items))
+        except EngineError:  # what it was decided by is gone
+            return "torch"
 
     @step_by_step
     def iter_blocks(self, most_rows: int = 4096) -> Generator[Block]:

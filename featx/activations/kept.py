@@ -59,7 +59,7 @@ class KeptRecipe:
 
     def passes_for(self, n_images: int) -> Passes:
         """What takes so many images through the network, with graphs in the store."""
-        return self.recipe.passes(n_images, self.session.keep, self.session)
+        return self.recipe.passes(n_images, self.session.keep, self.session, self._check)
 
     def iter_blocks(self, items: Items, most_rows: int = MOST_ROWS) -> Generator[Block]:
         """Yield the features of the items in order, in blocks of at most ``most_rows``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -76,6 +76,8 @@ class Passes:
         As of a store.
     place : Place, default=NOWHERE
         Where graphs are kept.
+    check : callable () -> None
+        Called when the network was loaded for an export, to raise if it is no longer the recipe's.
 
     Attributes
     ----------
@@ -83,8 +85,16 @@ class Passes:
         Why torch computes where ``engine="auto"`` might have taken another; empty otherwise.
     """
 
-    def __init__(self, recipe: Computing, n_images: int, keep: str = "stages", place: Place = NOWHERE) -> None:
+    def __init__(
+        self,
+        recipe: Computing,
+        n_images: int,
+        keep: str = "stages",
+        place: Place = NOWHERE,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._recipe, self._n_images, self._keep, self._place = recipe, n_images, keep, place
+        self._check = check
         self._chosen: dict[bool, Pass] = {}
         self.reason = ""
 
@@ -134,7 +144,12 @@ class Passes:
     def _finder(self, of_pixels: bool) -> Finder:
         recipe = self._recipe
         preset = recipe.preprocessing if of_pixels and isinstance(recipe.preprocessing, Preset) else None
-        return Finder(lambda: recipe.network, self._in_torch, recipe.architecture, preset, self._keep, self._place)
+        return Finder(self._loaded, self._in_torch, recipe.architecture, preset, self._keep, self._place)
+
+    def _loaded(self) -> Network:
+        network = self._recipe.network
+        self._check()  # a file of weights may have changed since the place was named after it
+        return network
 
     def _in_torch(self, preprocessing: Preprocessing) -> TorchPass:
         recipe = self._recipe

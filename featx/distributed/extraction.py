@@ -83,8 +83,8 @@ def extract(
     ----------
     extractor : PretrainedFeatureExtractor
         Its ``on_error`` and ``storage_options`` are not looked at; ``engine="auto"`` is decided once, by the number of
-        items, and written down for later runs. A backbone by name travels to the workers as a few
-        kilobytes, a module with its weights. ``cache`` is a store of each worker's own machine.
+        items (on workers it is torch), and written down for later runs. A backbone by name travels to the workers as a
+        few kilobytes, a module with its weights. ``cache`` is a store of each worker's own machine.
     items : str, path, or list, array, Series or one-column frame of them
         Files to read: paths, URLs (``s3://``, ``gs://``, ``https://``, ...), a pattern such as ``"photos/**/*.jpg"`` or
         ``"s3://bucket/*.jpg"``, or a folder of pictures. Workers read them, so all must see them under these names.
@@ -134,7 +134,7 @@ def extract(
     options = None if storage_options is None else dict(storage_options)
     worker = clone(extractor).set_params(on_error="nan", storage_options=options, verbose=0)
     shape = shape_of_images(worker, paths)
-    manifest = _manifest(worker, paths, int(shard_size), shape, engine_there(folder))
+    manifest = _manifest(worker, paths, int(shard_size), shape, _engine(worker, folder, client))
     worker.set_params(engine=manifest.engine)
     shards = list(manifest.shards(paths))
     there = manifest.settle(folder, shards)
@@ -169,7 +169,7 @@ def _manifest(
     paths: Sequence[str],
     shard_size: int,
     shape: Shape | None,
-    engine_there: str | None,
+    engine: str,
 ) -> Manifest:
     if extractor.pooling == "map":
         raise ValueError('One row per image is expected, got pooling="map". Use any other pooling.')
@@ -178,10 +178,16 @@ def _manifest(
         recipe = recipe_of(extraction)
     except NoKey as error:
         raise ValueError(f"Features that a later run can go on with are expected: {error}.") from error
-    engine = extractor.engine if engine_there is None or extractor.engine != "auto" else engine_there
     if engine == "auto":  # once for all shards, so that a later run computes the same to the last bit
         engine = extraction.engine_for(len(paths))
     return Manifest.of(recipe, extraction.recipe.plan.names().tolist(), shard_size, paths, engine)
+
+
+def _engine(extractor: PretrainedFeatureExtractor, folder: Folder, client: Client | None) -> str:
+    """The one that was named, or that the output was begun with; of workers, whose devices are not known, torch."""
+    if extractor.engine != "auto":
+        return str(extractor.engine)
+    return engine_there(folder) or ("auto" if client is None else "torch")
 
 
 def _check_workers(client: Client) -> None:

@@ -103,7 +103,8 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         Whether ``fit`` goes on from the last fit; the classes must be the same.
     device, precision, engine, n_jobs, cache, verbose : as in :class:`PretrainedFeatureExtractor`
         Half precision is mixed: the weights that train stay float32. ``engine`` is that of the frozen front; what
-        trains is torch's, and in ``fit`` with an int as ``random_state`` ``"auto"`` means torch for all of it.
+        trains is torch's, and in ``fit`` with an int as ``random_state`` ``"auto"`` means torch for what a ``cache``
+        does not know.
         ``verbose=1`` shows epochs too.
     batch_size : int, default=32
         Images per training step. It changes what is learnt.

@@ -54,11 +54,14 @@ class Files:
 
     def check(self) -> tuple[int, int]:
         """Delete files that are not as they were written; how many were read, and how many deleted."""
-        paths = self._paths()
-        wrong = [path for path in paths if not _is_whole(path.read_bytes())]
-        for path in wrong:
-            path.unlink(missing_ok=True)
-        return len(paths), len(wrong)
+        n_read, n_wrong = 0, 0
+        for path in self._paths():
+            with contextlib.suppress(FileNotFoundError):  # another process has deleted it
+                is_whole = _is_whole(path.read_bytes())
+                n_read, n_wrong = n_read + 1, n_wrong + (not is_whole)
+                if not is_whole:
+                    path.unlink()
+        return n_read, n_wrong
 
     def make_room(self, size: int, incoming: int) -> None:
         """Make sure that a file of ``incoming`` bytes leaves the store within a size, without touching rows.
@@ -69,9 +72,9 @@ class Files:
             It cannot.
         """
         room = int(size * FULL) - incoming
-        self.shrink_store(room)
-        if disk_bytes(self.folder.parent) > room:
+        if disk_bytes(self.folder.parent) - disk_bytes(self.folder) > room:
             raise StoreError(f"max_size={size} bytes leave no room for {incoming} more")
+        self.shrink_store(room)
 
     def shrink_store(self, size: int) -> None:
         """Delete files, which are made again within seconds, least recently used first, until the store fits."""

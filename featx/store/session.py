@@ -211,7 +211,7 @@ class Session:
             warn_once(
                 self._store,
                 f"An exported network is not kept in the feature store at {self._store.path!r}, and every process "
-                f"makes its own: {error}.",
+                f"makes its own: {error.strerror or error}.",
             )
 
     def wait(self) -> None:

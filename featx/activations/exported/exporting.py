@@ -153,7 +153,8 @@ def _quietly() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        for module in ("torch", "onnx", "copyreg"):  # what other threads warn of meanwhile is told
+            warnings.filterwarnings("ignore", module=module)
         try:
             for logger in loggers:
                 logger.setLevel(logging.ERROR)

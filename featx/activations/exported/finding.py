@@ -18,6 +18,7 @@ from featx.backbones.fingerprint import NoFingerprint
 from featx.backbones.folding import is_foldable
 from featx.backbones.layers import Architecture
 from featx.backbones.networks import Network
+from featx.exceptions import OutOfMemory
 from featx.images.preprocessing import CustomPreprocessing, Preprocessing, Preset
 from featx.system.compat import exports_graphs
 from featx.system.locks import ForkSafeLock
@@ -28,13 +29,17 @@ from featx.system.packages import installed, is_installed
 _SCHEMA = 1
 _MAKERS = ("onnx", "onnxscript", "onnxruntime")
 _MOST_HELD = 4
-# Large, and asked for by training alone: what reads them reads nothing else.
+# Large, and asked for by training alone: what reads them reads nothing else, but where a store keeps the rest.
 _ALONE = ("flatten", "map")
 _REFUSED = b"no graph: "
 
 
 class NoGraph(Exception):
     """A network cannot be run by onnxruntime; the message says why."""
+
+
+class NotNow(NoGraph):
+    """As `NoGraph`, for a reason that may be gone at the next try."""
 
 
 class Place(Protocol):
@@ -121,15 +126,18 @@ class Finder:
             return self.find(slots) or self._made(slots)  # another thread may have made it meanwhile
 
     def _made(self, slots: Sequence[Slot]) -> Graph:
+        columns = {slot.column.name for slot in slots}
         labels = [self._label(self._fingerprint())]
         if self._place.description:
             labels.append(self._label(self._place.description))
         try:
             graph = self._exported(self._outputs(slots, self._network().missing))
+        except NotNow:
+            raise
         except NoGraph as error:
             self._write(slots, _REFUSED + str(error).encode())
             for label in labels:
-                _HELD.refuse(label, str(error))
+                _HELD.refuse(label, columns, str(error))
             raise
         for label in labels:
             _HELD.add(label, graph)
@@ -145,17 +153,21 @@ class Finder:
         try:
             model = export(network, outputs, samples, self._preset)
         except CannotExport as error:
-            raise NoGraph(str(error)) from error
+            kind = NotNow if isinstance(error.__cause__, MemoryError | OSError) else NoGraph
+            raise kind(str(error)) from error
         tiles = torch.from_numpy(samples)
         in_torch = self._in_torch(CustomPreprocessing(None) if self._preset is None else self._preset)
-        rows = in_torch.parts(tiles if self._preset is None else tiles.permute(0, 3, 1, 2), outputs)
+        try:
+            rows = in_torch.parts(tiles if self._preset is None else tiles.permute(0, 3, 1, 2), outputs)
+        except OutOfMemory as error:
+            raise NotNow(str(error)) from error
         names = tuple(slot.column.name for slot in outputs)
         of_columns = {slot.column.name: part.numpy() for slot, part in rows.items()}
         return _agreeing(Graph(model, names, network.missing, samples, of_columns))
 
     def _outputs(self, slots: Sequence[Slot], missing: frozenset[str] = frozenset()) -> list[Slot]:
         """What is asked for, and where that is pooled what else one pass keeps."""
-        alone = all(slot.pooling in _ALONE for slot in slots)
+        alone = self._place is NOWHERE and all(slot.pooling in _ALONE for slot in slots)
         kept = () if alone else kept_slots(self._keep, self._architecture, missing)
         return list({slot.column.name: slot for slot in (*slots, *kept)}.values())
 
@@ -174,9 +186,11 @@ class Finder:
                 self._place.write_file(self._mark(slots), b"")
             elif mark:
                 raise NoGraph(mark.decode())
+        except NotNow:
+            raise
         except NoGraph as error:
             self._place.write_file(self._mark(slots), str(error).encode())
-            _HELD.refuse(label, str(error))
+            _HELD.refuse(label, {slot.column.name for slot in slots}, str(error))
             raise
         _HELD.add(label, graph)
         return graph
@@ -202,45 +216,43 @@ class Finder:
 
     def _fingerprint(self) -> str:
         try:
-            return self._network().fingerprint
+            network = self._network()
+            with network.lock:  # not with the hooks of another thread's pass
+                return network.fingerprint
         except NoFingerprint as error:
             raise NoGraph(str(error)) from error
 
 
 class _Held:
-    """Graphs in this process's memory, and why there is none, by label; those last used, at most a few."""
+    """Graphs in this process's memory, and why there is none for some columns, by label; those last used, a few."""
 
     def __init__(self) -> None:
-        self._found: OrderedDict[str, list[Graph] | str] = OrderedDict()
+        self._found: OrderedDict[str, list[Graph]] = OrderedDict()
+        self._refused: dict[tuple[str, frozenset[str]], str] = {}
         self._lock = ForkSafeLock()
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._found) + len(self._refused)
 
     def get(self, label: str, columns: set[str]) -> Graph | None:
         with self._lock.held():
-            found = self._found.get(label)
-            if found is None:
-                return None
-            self._found.move_to_end(label)
-        if isinstance(found, str):
-            raise NoGraph(found)
-        return next((graph for graph in found if columns <= {*graph.outputs}), None)
+            if (reason := self._refused.get((label, frozenset(columns)))) is not None:
+                raise NoGraph(reason)
+            found = self._found.get(label, [])
+            if found:
+                self._found.move_to_end(label)
+            return next((graph for graph in found if columns <= {*graph.outputs}), None)
 
     def add(self, label: str, graph: Graph) -> None:
         with self._lock.held():
-            there = self._found.get(label)
-            self._put(label, [graph, *(there if isinstance(there, list) else ())][:_MOST_HELD])
+            self._found[label] = [graph, *self._found.get(label, ())][:_MOST_HELD]
+            self._found.move_to_end(label)
+            while len(self._found) > _MOST_HELD:
+                self._found.popitem(last=False)
 
-    def refuse(self, label: str, reason: str) -> None:
+    def refuse(self, label: str, columns: set[str], reason: str) -> None:
         with self._lock.held():
-            self._put(label, reason)
-
-    def _put(self, label: str, what: list[Graph] | str) -> None:
-        self._found[label] = what
-        self._found.move_to_end(label)
-        while len(self._found) > _MOST_HELD:
-            self._found.popitem(last=False)
+            self._refused[label, frozenset(columns)] = reason
 
 
 _HELD = _Held()
@@ -254,7 +266,12 @@ def _agreeing(graph: Graph) -> Graph:
     ------
     NoGraph
     """
-    found = run(graph, graph.samples, graph.outputs, torch.get_num_threads())
+    try:
+        found = run(graph, graph.samples, graph.outputs, 1)
+    except OutOfMemory as error:
+        raise NotNow(str(error)) from error
+    except Exception as error:  # each release has its own for what it does not know
+        raise NoGraph(f"onnxruntime cannot run it here ({type(error).__name__}: {error})") from error
     distance, column = graph.farthest(found)
     if distance > TOLERANCE:
         raise NoGraph(f"onnxruntime's rows differ from torch's by {distance:.1g} of their norm in {column!r}")
@@ -268,6 +285,8 @@ def why_no_export(network: Network) -> str | None:
         return f"{missing[0]} is not installed, which pip install featx[onnx] brings"
     if not exports_graphs():
         return "this release of torch is too old to export networks; torch 2.9 is the first that does"
-    if not is_foldable(network.module):
+    with network.lock:  # not with the hooks of another thread's pass
+        is_ours = is_foldable(network.module)
+    if not is_ours:
         return "the network has code from outside of torch, torchvision and timm, or hooks"
     return None
