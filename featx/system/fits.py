@@ -107,7 +107,10 @@ def _libraries() -> list[Any]:
     """Those that are loaded by now."""
     from threadpoolctl import ThreadpoolController
 
-    return ThreadpoolController().select(user_api="blas").lib_controllers
+    try:
+        return ThreadpoolController().select(user_api="blas").lib_controllers
+    except OSError:  # of a Linux without /proc, where nothing tells which libraries there are
+        return []
 
 
 _blas = _Blas()
