@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from featx import load_image_folder
+from featx.activations.exported import finding
 
 DATA = Path(os.environ.get("FEATX_DATA", Path(__file__).parents[2] / "shared"))
 # What tests marked gpu run on; with "cpu" they try themselves where there is no GPU.
@@ -50,6 +51,13 @@ def _own_draws(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     torch.manual_seed(seed)
     if hasattr(request.module, "RNG"):
         monkeypatch.setattr(request.module, "RNG", np.random.default_rng(seed))
+
+
+@pytest.fixture(autouse=True)
+def _no_graphs_of_other_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What engine="auto" takes must not depend on the tests before; those of the engines share what they export."""
+    if getattr(request.module, "__name__", "") != "test_engines":
+        monkeypatch.setattr(finding, "_HELD", finding._Held())
 
 
 @pytest.fixture(autouse=True)

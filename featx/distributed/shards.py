@@ -117,11 +117,6 @@ class Manifest:
                 f"Shards of format {_FORMAT} are expected in {folder.url!r}, got format {found.get('format')!r}, which "
                 f"featx {found.get('featx')} wrote. Take another folder."
             )
-        if (engine := _engine_of(found)) != self.engine:
-            raise OtherShards(
-                f"Shards that one engine computes are expected in {folder.url!r}, which was begun with "
-                f"engine={engine!r}, got engine={self.engine!r}. Set engine={engine!r}, or take another folder."
-            )
         if found.get("key") != self.key:
             raise OtherShards(
                 f"Shards of one recipe are expected in {folder.url!r}, which was begun with another one. Take another "
@@ -133,6 +128,11 @@ class Manifest:
                 f"The same items as before are expected in {folder.url!r}: {found['n_items']} in shards of "
                 f"{found['shard_size']}, got {self.n_items}{' others' * same} in shards of {self.shard_size}. Take "
                 "another folder for other items, or for another order."
+            )
+        if (engine := _engine_of(found)) != self.engine:
+            raise OtherShards(
+                f"Shards that one engine computes are expected in {folder.url!r}, which was begun with "
+                f"engine={engine!r}, got engine={self.engine!r}. Set engine={engine!r}, or take another folder."
             )
 
 
