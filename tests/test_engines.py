@@ -204,9 +204,9 @@ def test_engine_that_cannot_be_had_is_one_error_with_its_reason(reason: str, not
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, nothing_known: None) -> None:
-    for name, module in (("onnxruntime", passes), ("onnxscript", finding)):
+    for name in ("onnxruntime", "onnxscript"):
         with monkeypatch.context() as patched:
-            patched.setattr(module, "is_installed", lambda asked, name=name: asked != name)
+            patched.setattr(finding, "is_installed", lambda asked, name=name: asked != name)
             with pytest.raises(EngineError, match=rf"{name} is not installed, which pip install featx\[onnx\] brings"):
                 extractor().transform(X)
             assert len(extractor("auto").transform(X)) == len(X)
@@ -270,7 +270,7 @@ def test_large_values_are_graphs_of_their_own(exports: list[list[str]]) -> None:
 def test_reason_for_torch_is_told_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, nothing_known: None
 ) -> None:
-    monkeypatch.setattr(passes, "is_installed", lambda _: False)
+    monkeypatch.setattr(finding, "is_installed", lambda _: False)
     monkeypatch.setattr(loop, "_TOLD", set())
     extractor("auto").transform(X[:2])
     assert "onnxruntime" not in capsys.readouterr().err

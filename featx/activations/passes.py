@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from featx.activations.exported.finding import NOWHERE, Finder, NoGraph, Place
+from featx.activations.exported.finding import NOWHERE, Finder, NoGraph, Place, why_missing
 from featx.activations.exported.onnx_pass import OnnxPass
 from featx.activations.exported.worth import pays
 from featx.activations.plan import Slot
@@ -17,9 +17,6 @@ from featx.backbones.networks import Network
 from featx.exceptions import EngineError
 from featx.images.preprocessing import Preprocessing, Preset
 from featx.system.devices import HOST
-from featx.system.packages import is_installed
-
-_RUNTIME = "onnxruntime"
 
 
 class Pass(Protocol):
@@ -173,7 +170,7 @@ def _why_not(device: str, precision: str) -> str | None:
         return f"device={device!r} is no CPU"
     if precision != "float32":
         return f'precision={precision!r} is not "float32"'
-    return None if is_installed(_RUNTIME) else f"{_RUNTIME} is not installed, which pip install featx[onnx] brings"
+    return why_missing("onnxruntime")
 
 
 def _engine_error(reason: str) -> EngineError:

@@ -26,6 +26,8 @@ def read(
     images: torch.Tensor,
     layers: Sequence[Layer],
     reduce: Callable[[int, torch.Tensor], T],
+    *,
+    stop: bool = True,
 ) -> list[T]:
     """Run a network until the deepest of some layers is known and return what ``reduce`` makes of each.
 
@@ -38,8 +40,11 @@ def read(
         In eval mode; hooks are attached during the call and gone after it.
     images : tensor of shape (n, channels, height, width)
     layers : sequence of Layer
+        One may stand there several times.
     reduce : callable (position, output) -> object
         ``position`` indexes ``layers``.
+    stop : bool, default=True
+        Whether the pass ends at the deepest layer; whoever traces it needs it to end where the network does.
 
     Raises
     ------
@@ -48,46 +53,15 @@ def read(
     """
     found: dict[int, T] = {}
 
-    def stop_when_all_are_known() -> None:
-        if len(found) == len(layers):
-            raise _Finished
-
-    with suppress(_Finished):
-        _run(module, images, layers, reduce, found, stop_when_all_are_known)
-    return _in_order(found, layers)
-
-
-def read_to_the_end(
-    module: nn.Module,
-    images: torch.Tensor,
-    layers: Sequence[Layer],
-    reduce: Callable[[int, torch.Tensor], T],
-) -> list[T]:
-    """As `read`, by a pass that ends where the network does, as whoever traces it needs it."""
-    found: dict[int, T] = {}
-    _run(module, images, layers, reduce, found, lambda: None)
-    return _in_order(found, layers)
-
-
-def _run(
-    module: nn.Module,
-    images: torch.Tensor,
-    layers: Sequence[Layer],
-    reduce: Callable[[int, torch.Tensor], T],
-    found: dict[int, T],
-    after_each: Callable[[], None],
-) -> None:
     def capture(position: int, value: Any) -> None:
         tensor = first_tensor(value)
         if tensor is not None:
             found[position] = reduce(position, tensor)  # now: the next module may write into it
-        after_each()
+        if stop and len(found) == len(layers):
+            raise _Finished
 
-    with _attached(module, layers, capture):
+    with _attached(module, layers, capture), suppress(_Finished):
         module(images)
-
-
-def _in_order(found: dict[int, T], layers: Sequence[Layer]) -> list[T]:
     unread = [layer.label for position, layer in enumerate(layers) if position not in found]
     if unread:
         raise LayerError(f"Layers that run for every image are expected, got layers={unread}, which did not run for X.")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 
 from featx._version import __version__
+from featx.system.packages import installed
 
 # A requirement's name, and the extra that it belongs to, if to any.
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)[^;]*(?:;.*extra == [\"'](?P<extra>[\w-]+)[\"'])?")
@@ -21,7 +22,7 @@ def versions() -> str:
 
 def _requirements() -> list[str]:
     try:
-        return [f"{name} {_installed(name)}" for name in _names()]
+        return [f"{name} {installed(name, 'is not installed')}" for name in _names()]
     except PackageNotFoundError:  # in a clone
         return ["What featx requires is unknown, since featx is not installed: pip install -e ."]
 
@@ -38,10 +39,3 @@ def _names() -> list[str]:
     own = sorted(match["name"] for match in found if match["extra"] is None)
     extra = {match["name"] for match in found if match["extra"] not in _OF_DEVELOPERS} - {*own, "featx"}
     return [*own, *sorted(extra)]
-
-
-def _installed(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "is not installed"

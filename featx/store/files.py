@@ -95,14 +95,15 @@ class Files:
         """Least recently used first."""
         if not self.folder.is_dir():
             return []
-        return sorted((path for path in self.folder.iterdir() if not path.name.startswith(".")), key=_last_use)
+        return sorted((path for path in self.folder.iterdir() if not path.name.startswith(".")), key=last_use)
 
 
 def _is_whole(content: bytes) -> bool:
     return content[:_DIGEST_BYTES] == xxhash.xxh3_128_digest(content[_DIGEST_BYTES:])
 
 
-def _last_use(path: Path) -> float:
+def last_use(path: Path) -> float:
+    """When a file or folder was last used, in seconds; 0 where it is gone."""
     with contextlib.suppress(OSError):
         return path.stat().st_mtime
     return 0.0

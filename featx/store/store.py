@@ -16,7 +16,7 @@ from typing import Any
 
 from featx.exceptions import StoreError
 from featx.store.environment import Damaged, Database, disk_bytes
-from featx.store.files import FULL, Files
+from featx.store.files import FULL, Files, last_use
 from featx.store.index import Index
 from featx.store.memory import MEMORY
 from featx.store.places import NoPlace, check_local, default_folder, full_path, parse_size
@@ -279,7 +279,7 @@ class _Opened:
     def shelves(self) -> Iterator[Shelf]:
         """Every recipe's shelf, least recently used first; damaged ones too."""
         folders = [path for path in (self.root / "recipes").glob("*") if re.fullmatch(r"[0-9a-f]{32}", path.name)]
-        for folder in sorted(folders, key=_last_use):
+        for folder in sorted(folders, key=last_use):
             yield Shelf.at(folder)
 
     def computed(self) -> int:
@@ -357,7 +357,7 @@ class _Opened:
         """Delete what was moved out of the way, and what a process that ended left half-made."""
         for grave in (self.root / "trash").glob("*"):
             shutil.rmtree(grave, ignore_errors=True)
-        for draft in [path for path in self.root.glob("draft-*") if time.time() - _last_use(path) > _DRAFT_S]:
+        for draft in [path for path in self.root.glob("draft-*") if time.time() - last_use(path) > _DRAFT_S]:
             shutil.rmtree(draft, ignore_errors=True)
 
     def close(self) -> None:
@@ -393,12 +393,6 @@ def _figures(shelf: Shelf) -> dict[str, Any]:
         }
     except StoreError as error:
         return {"recipe": f"unreadable: {error}", "images": 0, "live_bytes": 0}
-
-
-def _last_use(folder: Path) -> float:
-    with contextlib.suppress(OSError):
-        return folder.stat().st_mtime
-    return 0.0
 
 
 def _digests(shelf: Shelf) -> list[bytes]:

@@ -14,9 +14,9 @@ def is_installed(name: str) -> bool:
 
 
 @lru_cache
-def installed(name: str) -> str:
-    """The release of a distribution, without importing it; ``"unknown"`` where it is not installed."""
+def installed(name: str, otherwise: str = "unknown") -> str:
+    """The release of a distribution, without importing it; something else where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
-        return "unknown"
+        return otherwise

@@ -15,8 +15,7 @@ from torch import nn
 from featx.activations.exported.graph import INPUT
 from featx.activations.plan import Slot
 from featx.activations.pooling import pool_in_one_piece
-from featx.activations.taps import read_to_the_end
-from featx.backbones.layers import Layer
+from featx.activations.taps import read
 from featx.backbones.networks import Network
 from featx.images.preprocessing import Preset
 from featx.system.locks import ForkSafeLock
@@ -77,23 +76,15 @@ class _Reader(nn.Module):
 
     def __init__(self, module: nn.Module, slots: Sequence[Slot]) -> None:
         super().__init__()
-        self.module = module
-        self._by_layer: dict[Layer, list[int]] = {}
-        for position, slot in enumerate(slots):
-            self._by_layer.setdefault(slot.layer, []).append(position)
-        self._slots = slots
+        self.module, self._slots = module, slots
 
     def forward(self, tiles: torch.Tensor) -> list[torch.Tensor]:
-        reads = list(self._by_layer.values())
+        def reduce(position: int, output: torch.Tensor) -> torch.Tensor:
+            slot = self._slots[position]
+            return pool_in_one_piece(output, slot.layer, slot.pooling, slot.grid).flatten(1)
 
-        def reduce(position: int, output: torch.Tensor) -> list[torch.Tensor]:
-            some = [self._slots[i] for i in reads[position]]
-            return [pool_in_one_piece(output, slot.layer, slot.pooling, slot.grid).flatten(1) for slot in some]
-
-        found = read_to_the_end(self.module, self.normalised(tiles), list(self._by_layer), reduce)
-        order = [i for places in reads for i in places]
-        parts = dict(zip(order, (part for of_layer in found for part in of_layer), strict=True))
-        return [parts[i] for i in range(len(order))]
+        layers = [slot.layer for slot in self._slots]
+        return read(self.module, self.normalised(tiles), layers, reduce, stop=False)
 
     def normalised(self, tiles: torch.Tensor) -> torch.Tensor:
         return tiles

@@ -278,11 +278,16 @@ def _agreeing(graph: Graph) -> Graph:
     return graph
 
 
+def why_missing(*names: str) -> str | None:
+    """That one of some packages is not installed, and what brings it; None where all are."""
+    missing = [name for name in names if not is_installed(name)]
+    return f"{missing[0]} is not installed, which pip install featx[onnx] brings" if missing else None
+
+
 def why_no_export(network: Network) -> str | None:
     """Why a network cannot be exported here; None where it may be tried."""
-    missing = [name for name in _MAKERS if not is_installed(name)]
-    if missing:
-        return f"{missing[0]} is not installed, which pip install featx[onnx] brings"
+    if (reason := why_missing(*_MAKERS)) is not None:
+        return reason
     if not exports_graphs():
         return "this release of torch is too old to export networks; torch 2.9 is the first that does"
     with network.lock:  # not with the hooks of another thread's pass

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import xxhash
@@ -17,7 +16,7 @@ from safetensors.numpy import load, save
 TOLERANCE = 1e-5
 #: How the input of a graph is called.
 INPUT = "tiles"
-_ABOUT, _MODEL, _SAMPLES = "featx", "model", "samples"
+_ABOUT, _MODEL, _SAMPLES = "about", "model", "samples"
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,18 @@ class Graph:
         return xxhash.xxh3_128_hexdigest(self.model)
 
     def to_bytes(self) -> bytes:
-        """All of it, as a file of safetensors with JSON inside."""
-        about = {"outputs": self.outputs, "missing": sorted(self.missing)}
+        """All of it, as a file of safetensors."""
+        about = json.dumps({"outputs": self.outputs, "missing": sorted(self.missing)}).encode()
         rows = {str(position): self.rows[name] for position, name in enumerate(self.outputs)}
-        return save({_MODEL: np.frombuffer(self.model, np.uint8), _SAMPLES: self.samples, **rows}, _metadata(about))
+        texts = {name: np.frombuffer(text, np.uint8) for name, text in ((_ABOUT, about), (_MODEL, self.model))}
+        return save({**texts, _SAMPLES: self.samples, **rows})
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Graph | None:
         """What `to_bytes` gave; None of anything else."""
         try:
             tensors = load(content)
-            about = _about(content)
+            about = json.loads(tensors[_ABOUT].tobytes())
             outputs = tuple(about["outputs"])
             rows = {name: tensors[str(position)] for position, name in enumerate(outputs)}
             model = tensors[_MODEL].tobytes()
@@ -87,14 +87,3 @@ def _distance(found: np.ndarray, wanted: np.ndarray) -> float:
     apart, norms = np.linalg.norm(found - wanted, axis=1), np.linalg.norm(wanted, axis=1)
     fractions = np.divide(apart, norms, out=np.where(apart == 0, 0.0, np.inf), where=norms > 0, dtype=float)
     return float(np.where(np.isnan(fractions), np.inf, fractions).max(initial=0.0))
-
-
-def _metadata(about: dict[str, Any]) -> dict[str, str]:
-    return {_ABOUT: json.dumps(about)}
-
-
-def _about(content: bytes) -> dict[str, Any]:
-    """The JSON of a file of safetensors, whose first eight bytes give the length of its head."""
-    head = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    about: dict[str, Any] = json.loads(head["__metadata__"][_ABOUT])
-    return about
