@@ -120,6 +120,8 @@ def _loaded(module: nn.Module, pool: Callable[[torch.Tensor], torch.Tensor]) -> 
 
 
 def _fx(model: str, state: State, layer: str) -> Way:
+    if model.startswith("timm/"):
+        raise Absent("torchvision cannot trace it")
     reader = create_feature_extractor(network(model, state), {layer: "out"})
     return _loaded(reader, lambda found: found["out"].mean((2, 3)))
 
