@@ -31,11 +31,11 @@ class Kind:
     saved_s_per_call: float
 
 
-# By benchmarks/bench_engines.py, its parts cost and speed.
+# By benchmarks/bench_engines.py, its parts cost, speed and auto, while nothing else ran.
 _KINDS = {
-    "depthwise": Kind(4.0, 0.2, 0.05, 0.0),
-    "convolutional": Kind(4.0, 0.2, 0.0075, 2e-4),
-    "attention": Kind(10.0, 0.2, 0.008, 0.0),
+    "depthwise": Kind(2.0, 0.11, 0.07, 0.0),
+    "convolutional": Kind(2.0, 0.1, 0.0075, 2e-4),
+    "attention": Kind(5.0, 0.1, 0.008, 0.0),
 }
 
 
