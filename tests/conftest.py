@@ -54,10 +54,13 @@ def _own_draws(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture(autouse=True)
-def _no_graphs_of_other_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_graphs_of_other_tests(request: pytest.FixtureRequest) -> Iterator[None]:
     """What engine="auto" takes must not depend on the tests before; those of the engines share what they export."""
-    if getattr(request.module, "__name__", "") != "test_engines":
-        monkeypatch.setattr(finding, "_HELD", finding._Held())
+    # With a patch of its own: the test's must be undone before the watch below looks.
+    with pytest.MonkeyPatch.context() as own:
+        if getattr(request.module, "__name__", "") != "test_engines":
+            own.setattr(finding, "_HELD", finding._Held())
+        yield
 
 
 @pytest.fixture(autouse=True)
