@@ -159,6 +159,7 @@ def commands(folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     for third_party in THIRD_PARTIES.split():
         importlib.import_module(third_party)
+    importlib.import_module("threadpoolctl").threadpool_info()  # which finds Linux's libc once, by os.uname
     if sys.argv[2] == "bare":
         hold_what_is_open()
         take_away()

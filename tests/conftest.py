@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import threading
 import zipfile
 import zlib
@@ -29,6 +30,8 @@ SQUEEZENET = DATA / "weights" / "squeezenet1_1-imagenet-features.safetensors"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script's "&" leaves it to nobody, children included
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for warning in warnings_to_ignore():
         config.addinivalue_line("filterwarnings", warning)
 
