@@ -66,11 +66,25 @@ def extraction(figures: Figures) -> str:
     return _table(["", "fraction of the limit", *peers.values()], rows)
 
 
+def fits(figures: Figures) -> str:
+    """Every way's time beside featx's, in each place."""
+    labels = {
+        "default": "`GridSearchCV(pipeline, grid, cv=5)`",
+        "workers": "the same with `n_jobs=-1`",
+        "one": "the same in a process with `OMP_NUM_THREADS=1`",
+        "featx": "`featx search`, `featx fit`",
+    }
+    medians = figures["median_seconds"]
+    times = {way: [of[way] / medians["alone"]["featx"] for of in medians.values()] for way in labels}
+    return _table(["", *medians], [[label, *(f"{time:.1f}" for time in times[way])] for way, label in labels.items()])
+
+
 #: By name: the file of figures and what makes a table of them.
 TABLES: dict[str, tuple[str, Callable[[Figures], str]]] = {
     "demo": ("demo", demo),
     "grid-search": ("grid_search", grid_search),
     "extraction": ("extraction", extraction),
+    "fits": ("fits", fits),
 }
 
 

@@ -1,6 +1,6 @@
 """Children that are forked after torch was used: right rows, no hang, and how long one takes.
 
-    python benchmarks/bench_forks.py [--quick] [--json FILE]
+    python benchmarks/bench_forks.py [--quick] [--engine {torch,onnx}] [--json FILE]
 
 A process with several threads sends images through resnet18 (random weights), and then forks children, one after the
 other, which do the same, without and with a store; those with a store also meet images that are new. Beside them, a
@@ -31,13 +31,13 @@ N_IMAGES, N_NEW = 16, 4
 PATIENCE_S = 120
 MOST = 2.0
 FRESH = """
-import time
+import sys, time
 import numpy as np, torch, torchvision
 from featx import PretrainedFeatureExtractor
 torch.set_num_threads(1)
 X = np.random.default_rng(0).integers(0, 256, ({n}, 256, 256, 3), dtype=np.uint8)
 start, worked = time.perf_counter(), time.process_time()
-PretrainedFeatureExtractor("resnet18", weights=None).transform(X)
+PretrainedFeatureExtractor("resnet18", weights=None, engine=sys.argv[1]).transform(X)
 print(time.perf_counter() - start, time.process_time() - worked)
 """
 
@@ -80,19 +80,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer children, and no judgement")
     parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--engine", choices=("torch", "onnx"), default="torch", help="default: torch")
     arguments = parser.parse_args()
+    params = {"weights": None, "engine": arguments.engine}
     n_forks = 5 if arguments.quick else 50
     torch.set_num_threads(max(2, torch.get_num_threads()))
-    X, plain = images(0, N_IMAGES), PretrainedFeatureExtractor("resnet18", weights=None)
+    X, plain = images(0, N_IMAGES), PretrainedFeatureExtractor("resnet18", **params)
     expected = plain.transform(X)
     runs: dict[str, list[list[float]]] = {"fresh": [], "forked": [], "forked, with a store": []}
     with tempfile.TemporaryDirectory() as folder:
-        cached = PretrainedFeatureExtractor("resnet18", weights=None, cache=folder)
+        cached = PretrainedFeatureExtractor("resnet18", **params, cache=folder)
         check_same(cached.transform(X), expected)
         for turn in range(n_forks):
             if turn % max(1, n_forks // 5) == 0:
                 code = FRESH.format(n=N_IMAGES)
-                told = subprocess.check_output([sys.executable, "-c", code], text=True)
+                told = subprocess.check_output([sys.executable, "-c", code, arguments.engine], text=True)
                 runs["fresh"].append([*map(float, told.split())])
             rows, seconds = in_child(lambda: plain.transform(X))
             check_same(rows, expected)
@@ -104,7 +106,7 @@ def main() -> None:
             runs["forked, with a store"].append(seconds)
     fresh = np.median(runs["fresh"], axis=0)
     print(f"{n_forks} children each, all rows right; a fresh process with one thread takes {fresh[0]:.2f} s")
-    figures: dict[str, object] = {"children": n_forks, "seconds": runs}
+    figures: dict[str, object] = {"children": n_forks, "engine": arguments.engine, "seconds": runs}
     worst = 0.0
     for way in ("forked", "forked, with a store"):
         middle, slowest = np.median(runs[way], axis=0) / fresh, np.max(runs[way], axis=0) / fresh

@@ -773,13 +773,22 @@ def n_networks() -> int:
     return len(_SHELF._networks)
 
 
-def test_workers_compute_what_one_process_does(client: Any, photos: list[str], tmp_path: Path) -> None:
+def has_sessions() -> bool:
+    from featx.activations.exported import sessions
+
+    return bool(sessions._SESSIONS)
+
+
+@pytest.mark.parametrize("engine", ["torch", pytest.param("onnx", marks=exports_graphs)])
+def test_workers_compute_what_one_process_does(client: Any, photos: list[str], tmp_path: Path, engine: str) -> None:
     client.restart()
-    extract(MICRO, photos, tmp_path / "out", client=client, shard_size=4)
+    extract(clone(MICRO).set_params(engine=engine), photos, tmp_path / "out", client=client, shard_size=4)
+    assert set(client.run(has_sessions).values()) == {engine == "onnx"}
     check_complete(rows_in(tmp_path / "out"), photos)
     assert list(client.run(n_networks).values()) == [1, 1]
     assert len(pickle.dumps(MICRO)) < 5_000
-    assert extract(MICRO, photos, tmp_path / "out", client=client, shard_size=4).n_computed == 0
+    again = clone(MICRO).set_params(engine=engine)
+    assert extract(again, photos, tmp_path / "out", client=client, shard_size=4).n_computed == 0
 
 
 def test_killed_workers_cost_no_row(client: Any, photos: list[str], tmp_path: Path) -> None:

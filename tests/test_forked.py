@@ -23,6 +23,7 @@ import pytest
 import torch
 from children import PATIENCE_S, in_child
 from conftest import relative_difference
+from releases import exports_graphs
 from sklearn.base import clone
 from torch import nn
 
@@ -34,6 +35,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork"),
     pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"),
 ]
+ENGINES = ["torch", pytest.param("onnx", marks=exports_graphs)]
 X = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), dtype=np.uint8)
 Y = np.arange(8) % 2
 
@@ -253,7 +255,7 @@ import numpy as np
 import torch
 torch.set_num_threads(3)
 from featx import PretrainedFeatureExtractor
-extractor = PretrainedFeatureExtractor("featx_micro", image_size=64)
+extractor = PretrainedFeatureExtractor("featx_micro", image_size=64, engine=ENGINE)
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), dtype=np.uint8)
 extractor.transform(IMAGES)
 
@@ -271,19 +273,22 @@ def test_child_forked_before_torch_was_there_uses_all_threads() -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_multiprocessing_backend_of_joblib_gives_the_same_rows() -> None:
-    expected = extractor().transform(X)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_multiprocessing_backend_of_joblib_gives_the_same_rows(engine: str) -> None:
+    expected = extractor(engine=engine).transform(X)
 
     def call() -> np.ndarray:
         with joblib.parallel_backend("multiprocessing", n_jobs=2):
-            parts = joblib.Parallel()(joblib.delayed(extractor().transform)(part) for part in (X[:4], X[4:]))
+            transform = joblib.delayed(extractor(engine=engine).transform)
+            parts = joblib.Parallel()(transform(part) for part in (X[:4], X[4:]))
         return np.concatenate(parts)
 
     assert relative_difference(in_child(call), expected) < 1e-5
 
 
-def test_preforking_server_gives_the_same_rows(tmp_path: Path) -> None:
-    (tmp_path / "served.py").write_text(SERVER)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_preforking_server_gives_the_same_rows(engine: str, tmp_path: Path) -> None:
+    (tmp_path / "served.py").write_text(SERVER.replace("ENGINE", repr(engine)))
     expected = extractor().transform(X)
     address = tmp_path / "socket"
     options = ["--preload", "--workers", "2", "--bind", f"unix:{address}", "--chdir", str(tmp_path)]
