@@ -12,7 +12,7 @@ from numbers import Integral
 
 from torch import nn
 
-from featx.backbones.table import Family, stages_of
+from featx.backbones.table import Family, by_depth, stages_of
 from featx.backbones.timm_models import told_output, told_stages
 from featx.backbones.tokens import Places, Tokens, Told
 from featx.backbones.tracing import Call
@@ -122,11 +122,15 @@ class Architecture:
 
     @cached_property
     def stages(self) -> list[str]:
-        """Qualified names of the stages, shallow to deep."""
+        """Qualified names of the stages, shallow to deep: of a network with one resolution four by depth."""
         if self.family is not None:
             return [name for name, _, _ in stages_of(self.model)]
-        if told := told_stages(self.module, self._first_calls):
-            return told
+        ends = told_stages(self.module, self._first_calls) or self._ends
+        return by_depth(_repeated_blocks(self, ends[0]), ends[0]) if len(ends) == 1 else ends
+
+    @property
+    def _ends(self) -> list[str]:
+        """The last block at each resolution."""
         last = {self.layer(name).spatial: name for name in self.blocks}
         return sorted(last.values(), key=self.blocks.index)
 
@@ -279,6 +283,25 @@ def _generic_blocks(root: nn.Module, architecture: Architecture) -> list[str]:
         if len(inner) != 1 or not any(True for _ in root.get_submodule(inner[0]).children()):
             return sorted(blocks, key=lambda name: architecture.layer(name).position)
         prefix = inner[0]
+
+
+def _repeated_blocks(architecture: Architecture, end: str) -> list[str]:
+    """Composite modules of one class, numbered, with the shape of the trunk's end and before it: the most there are.
+
+    Where parts of blocks are as many as the blocks, the blocks are what lies outermost.
+    """
+    last = architecture.layer(end)
+    groups: dict[tuple[str, type], list[str]] = {}
+    for name, call in architecture._first_calls.items():
+        is_composite = any(True for _ in call.module.children())
+        if not is_composite or not name[-1:].isdigit() or call.shape[:1] != (2,):
+            continue
+        layer = architecture.layer(name)
+        if layer.position <= last.position and (layer.spatial, layer.channels) == (last.spatial, last.channels):
+            groups.setdefault((re.sub(r"\d+", "#", name), type(call.module)), []).append(name)
+    largest = max(map(len, groups.values()), default=0)
+    repeated = [names for names in groups.values() if len(names) == largest > 1]
+    return min(repeated, key=lambda names: names[0].count("."), default=[])
 
 
 def _is_block(name: str, architecture: Architecture) -> bool:

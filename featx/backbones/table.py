@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -24,7 +24,7 @@ class Family:
     """Row of the table: networks whose modules have the same names.
 
     A stage is the output of the last trunk block at one reduction, at the weights' own input size, and is named by
-    the outermost module that returns it. The trunk's final normalisation is its last block; the normalisation that a
+    the outermost module that returns it; where a network has one reduction, stages are `by_depth`. The trunk's final normalisation is its last block; the normalisation that a
     downsampler begins with belongs to no stage.
 
     Parameters
@@ -97,8 +97,22 @@ class Family:
         return key
 
 
+def by_depth(blocks: Sequence[str], last: str) -> list[str]:
+    """Stages of a network with one resolution: of its n repeated blocks ceil(k n / 4), k = 1..4, each once.
+
+    ``last`` is the end of the trunk, which stands for the last block and what follows it.
+    """
+    depths = dict.fromkeys(-(-k * len(blocks) // 4) for k in (1, 2, 3, 4))
+    return [*(blocks[depth - 1] for depth in depths if 0 < depth < len(blocks)), last]
+
+
 def _doubling(first: int, *names: str) -> Stages:
     return tuple((name, first << depth) for depth, name in enumerate(names))
+
+
+def _of_encoder(n_blocks: int, reduction: int) -> Stages:
+    blocks = [f"encoder.layers.encoder_layer_{i}" for i in range(n_blocks)]
+    return tuple((name, reduction) for name in by_depth(blocks, "encoder"))
 
 
 def _features(first: int, *ends: int) -> Stages:
@@ -357,14 +371,16 @@ FAMILIES: tuple[Family, ...] = (
         trunk=("encoder.layers", "encoder.ln"),
         output="heads.head",
         stages={
-            **dict.fromkeys(("vit_b_16", "vit_l_16"), _doubling(16, "encoder")),
-            **dict.fromkeys(("vit_b_32", "vit_l_32"), _doubling(32, "encoder")),
-            "vit_h_14": _doubling(14, "encoder"),
+            "vit_b_16": _of_encoder(12, 16),
+            "vit_b_32": _of_encoder(12, 32),
+            "vit_l_16": _of_encoder(24, 16),
+            "vit_l_32": _of_encoder(24, 32),
+            "vit_h_14": _of_encoder(32, 14),
         },
         channels={
-            **dict.fromkeys(("vit_b_16", "vit_b_32"), (768,)),
-            **dict.fromkeys(("vit_l_16", "vit_l_32"), (1024,)),
-            "vit_h_14": (1280,),
+            **dict.fromkeys(("vit_b_16", "vit_b_32"), (768,) * 4),
+            **dict.fromkeys(("vit_l_16", "vit_l_32"), (1024,) * 4),
+            "vit_h_14": (1280,) * 4,
         },
         head=("heads",),
         min_size=224,
