@@ -97,26 +97,26 @@ def joined(plan: FeaturePlan, *outputs: torch.Tensor) -> np.ndarray:
 def test_each_layer_has_unit_length(normalize: str) -> None:
     outputs = [torch.randn(4, channels, 3, 3) * 100 for channels in (3, 5)]
     layers = tuple(layer_for(output, "NCHW") for output in outputs)
-    rows = joined(FeaturePlan(layers, "avg", 2, normalize), *outputs)
+    rows = joined(FeaturePlan.of(layers, "avg", 2, normalize), *outputs)
     for columns in (rows[:, :12], rows[:, 12:]):
         np.testing.assert_allclose(np.linalg.norm(columns, axis=1), 1, rtol=1e-5)
 
 
 def test_signed_sqrt_keeps_signs_and_flattens_magnitudes() -> None:
     vector = torch.tensor([[-9.0, 4.0, 0.0]])
-    plan = FeaturePlan((layer_for(vector, "vector"),), "avg", 1, "signed-sqrt")
+    plan = FeaturePlan.of((layer_for(vector, "vector"),), "avg", 1, "signed-sqrt")
     np.testing.assert_allclose(joined(plan, vector), np.array([[-3.0, 2.0, 0.0]]) / 13**0.5, rtol=1e-6)
 
 
 def test_a_row_of_zeros_stays_zero_under_l2() -> None:
     vector = torch.zeros(1, 3)
-    plan = FeaturePlan((layer_for(vector, "vector"),), "avg", 1, "l2")
+    plan = FeaturePlan.of((layer_for(vector, "vector"),), "avg", 1, "l2")
     assert not joined(plan, vector).any()
 
 
 def test_maps_of_several_layers_take_the_grid_of_the_first() -> None:
     fine, coarse = torch.randn(2, 3, 8, 8), torch.ones(2, 5, 2, 2)
-    plan = FeaturePlan((layer_for(fine, "NCHW"), layer_for(coarse, "NCHW")), "map", 1, None)
+    plan = FeaturePlan.of((layer_for(fine, "NCHW"), layer_for(coarse, "NCHW")), "map", 1, None)
     maps = joined(plan, fine, coarse)
     assert maps.shape[1:] == plan.shape == (8, 8, 8)
     np.testing.assert_allclose(maps[..., :3], fine.permute(0, 2, 3, 1))
@@ -127,8 +127,8 @@ def test_names_tell_layer_pooling_and_position() -> None:
     spatial, vector = torch.ones(1, 2, 3, 3), torch.ones(1, 2)
     layers = (layer_for(spatial, "NCHW", label="layer4"), layer_for(vector, "vector", label="penultimate"))
     names = ["layer4_avg_0", "layer4_avg_1", "penultimate_0", "penultimate_1"]
-    assert FeaturePlan(layers, "avg", 1, None).names().tolist() == names
-    assert FeaturePlan(layers[:1], "max", 2, None).names()[-1] == "layer4_max2x2_7"
+    assert FeaturePlan.of(layers, "avg", 1, None).names().tolist() == names
+    assert FeaturePlan.of(layers[:1], "max", 2, None).names()[-1] == "layer4_max2x2_7"
 
 
 @pytest.mark.parametrize(
@@ -142,4 +142,4 @@ def test_names_tell_layer_pooling_and_position() -> None:
 )
 def test_meaningless_pooling_is_an_error(shape: tuple[int, ...], layout: str, pooling: str, words: str) -> None:
     with pytest.raises(LayerError, match=words):
-        FeaturePlan((layer_for(torch.empty(shape), layout),), pooling, 1, None)
+        FeaturePlan.of((layer_for(torch.empty(shape), layout),), pooling, 1, None)

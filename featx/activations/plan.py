@@ -33,6 +33,14 @@ class Slot(NamedTuple):
         return (*self.layer.spatial, width) if self.pooling == "map" else (width,)
 
     @property
+    def prefix(self) -> str:
+        """What the names of its columns begin with."""
+        if self.layer.layout == "vector":
+            return self.layer.label
+        cells = f"{self.grid}x{self.grid}" if self.grid > 1 and self.pooling in GRID_POOLINGS else ""
+        return f"{self.layer.label}_{self.pooling}{cells}"
+
+    @property
     def column(self) -> Column:
         """Its name and width in a store; poolings that come to the same share them."""
         place = f"{self.layer.name}#{self.layer.call}.{self.layer.side}"
@@ -44,29 +52,38 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """Layers to read in one pass, each pooled and normalised on its own, then put side by side.
+    """What to read in one pass, each part normalised on its own, then put side by side.
 
     Parameters
     ----------
-    layers : tuple of Layer
+    slots : tuple of Slot
         In the order of the columns.
-    pooling, grid, normalize
+    normalize : str or None
         As in PretrainedFeatureExtractor.
     """
 
-    layers: tuple[Layer, ...]
-    pooling: str
-    grid: int
+    slots: tuple[Slot, ...]
     normalize: str | None
 
     def __post_init__(self) -> None:
-        for layer in self.layers:
-            check_pooling(layer, self.pooling, self.grid)
+        for slot in self.slots:
+            check_pooling(*slot)
 
-    @cached_property
-    def slots(self) -> tuple[Slot, ...]:
-        """What is read, in the order of the columns."""
-        return tuple(Slot(layer, self.pooling, self.grid) for layer in self.layers)
+    @classmethod
+    def of(cls, layers: Sequence[Layer], pooling: str, grid: int, normalize: str | None) -> FeaturePlan:
+        """For layers in this order, with parameters as in PretrainedFeatureExtractor.
+
+        Raises
+        ------
+        LayerError
+            A pooling has no meaning for one of the layers.
+        """
+        return cls(tuple(Slot(layer, pooling, grid) for layer in layers), normalize)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers that are read, each once."""
+        return tuple(dict.fromkeys(slot.layer for slot in self.slots))
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -76,7 +93,7 @@ class FeaturePlan:
 
     def names(self) -> np.ndarray:
         """Names of the columns: layer, pooling where there was something to pool, position."""
-        names = [f"{prefix}_{i}" for layer, prefix in self._prefixes() for i in range(self._width(layer))]
+        names = [f"{slot.prefix}_{i}" for slot in self.slots for i in range(slot.shape[-1])]
         return np.asarray(names, dtype=object)
 
     def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -85,19 +102,9 @@ class FeaturePlan:
             normalised(part.reshape(-1, *slot.shape), self.normalize)
             for slot, part in zip(self.slots, parts, strict=True)
         ]
-        if self.pooling == "map":
+        if self.slots[0].pooling == "map":
             parts = [parts[0], *(_resized(part, parts[0].shape[1:3]) for part in parts[1:])]
         return side_by_side(parts)
-
-    def _width(self, layer: Layer) -> int:
-        return width_of(layer, self.pooling, self.grid)
-
-    def _prefixes(self) -> list[tuple[Layer, str]]:
-        cells = f"{self.grid}x{self.grid}" if self.grid > 1 and self.pooling in GRID_POOLINGS else ""
-        return [
-            (layer, layer.label if layer.layout == "vector" else f"{layer.label}_{self.pooling}{cells}")
-            for layer in self.layers
-        ]
 
 
 def _resized(part: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:

@@ -88,7 +88,7 @@ def recipe_of(extraction: Extraction) -> str:
         Nothing tells.
     """
     plan = extraction.recipe.plan
-    read = ", ".join(layer.label for layer in plan.layers)
+    read = ", ".join(f"{slot.layer.label} {slot.pooling} {slot.grid}" for slot in plan.slots)
     seen = describe_recipe(
         extraction.recipe,
         extraction.max_pixels,
@@ -98,7 +98,7 @@ def recipe_of(extraction: Extraction) -> str:
     reading = extraction.items.reading.words(DEEP | FOUR_BANDS | HEIF)  # what items are is not known
     return "; ".join(
         [
-            f"layers: {read}; pooling: {plan.pooling}, grid {plan.grid}; normalize: {plan.normalize}; {seen}",
+            f"layers: {read}; normalize: {plan.normalize}; {seen}",
             *([f"reading: {reading}"] if reading else []),
         ]
     )

@@ -425,7 +425,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
     def _plan(self, architecture: Architecture) -> FeaturePlan:
         from featx.activations.plan import FeaturePlan
 
-        return FeaturePlan(tuple(architecture.resolve(self.layers)), self.pooling, self.grid, self.normalize)
+        return FeaturePlan.of(architecture.resolve(self.layers), self.pooling, self.grid, self.normalize)
 
     def _extraction_of_images(self, X: Any) -> Extraction:
         """What the public methods run; its blocks also tell why an image could not be read."""

@@ -324,7 +324,7 @@ class TunedEstimator(NetworkEstimator):
         return Model(
             spec,
             architecture,
-            FeaturePlan((attach,), self.pooling, self.grid, self.normalize),
+            FeaturePlan.of((attach,), self.pooling, self.grid, self.normalize),
             split_of(spec, architecture, attach, self.freeze),
             hidden=tuple(map(int, hidden)),
             dropout=float(self.dropout),

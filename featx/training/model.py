@@ -57,7 +57,7 @@ class Model:
         """How the values at the cut are computed as features; None where the tail starts from images."""
         if self.split.head_only:
             return self.plan
-        return None if self.split.cut is None else FeaturePlan((self.split.cut,), "flatten", 1, None)
+        return None if self.split.cut is None else FeaturePlan.of((self.split.cut,), "flatten", 1, None)
 
     @cached_property
     def finish(self) -> Callable[[torch.Tensor], torch.Tensor]:
