@@ -31,6 +31,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import colours, damaged_png, encode, photo, png_header
 from safetensors.torch import save_file
+from torchvision.models import mobilenet_v3_small
 
 from featx import FeatureStore, PretrainedFeatureExtractor, list_layers
 from featx.activations.kept import windows
@@ -147,6 +148,35 @@ def test_search_passes_each_photo_once_through_each_network(photos: Path, cache:
     assert again["leaderboard"] == found["leaderboard"]
     assert [effort["n_computed"] for effort in found["efforts"] + again["efforts"]] == [16, 16, 0, 0]
     assert cache.info()["computed"] == 2 * 16
+
+
+@pytest.mark.parametrize("command", ["search", "fit"])
+def test_all_layers_are_tried_with_the_penultimate_one(
+    command: str, photos: Path, tmp_path: Path, cache: FeatureStore
+) -> None:
+    if command == "search":
+        found = run_json("search", photos, "--backbones", "featx_micro")
+        assert [row["layer"] for row in found["leaderboard"]].count("penultimate") == 1
+        assert {row["layer"] for row in found["leaderboard"]} == {*list_layers("featx_micro"), "penultimate"}
+    else:
+        found = run_json("fit", photos, "-o", tmp_path / "m.joblib", *MICRO, "--layers", "all")
+        assert found["layers_tried"] == len(list_layers("featx_micro")) + 1
+    assert cache.info()["computed"] == 16
+
+
+def test_penultimate_layer_without_weights_is_told_and_left_out(
+    photos: Path, tmp_path: Path, cache: FeatureStore
+) -> None:
+    state = mobilenet_v3_small(weights=None).state_dict()
+    file = tmp_path / "trunk.safetensors"
+    save_file({name: value for name, value in state.items() if "classifier" not in name}, file)
+    command = ["search", photos, "--backbones", "mobilenet_v3_small", "--weights", file, "--image-size", 32]
+    result = run(*command, "--json")
+    assert result.stderr.count("The penultimate layer is not tried") == 1
+    layers = {row["layer"] for row in json.loads(result.stdout)["leaderboard"]}
+    assert layers == {*list_layers("mobilenet_v3_small")}
+    assert cache.info()["computed"] == 16
+    assert "classifier.0" in run(*command, "--layers", "all,penultimate", code=1).stderr
 
 
 def test_fit_and_predict_pass_each_photo_once(photos: Path, tmp_path: Path, cache: FeatureStore) -> None:

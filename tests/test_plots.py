@@ -306,13 +306,13 @@ def test_layer_score_says_what_it_does_not_find() -> None:
 
 
 @pytest.mark.parametrize("bare", [True, False])
-def test_layer_score_from_estimator_cross_validates_each_stage_in_one_pass(bare: bool) -> None:
+def test_layer_score_from_estimator_cross_validates_each_layer_in_one_pass(bare: bool) -> None:
     classifier = LogisticRegression(C=0.01, max_iter=1000)
     model = make_pipeline(clone(MICRO), StandardScaler(), classifier)
     with counting_images("FeatxMicro") as batches:
         display = LayerScoreDisplay.from_estimator(MICRO if bare else model, IMAGES, Y, poolings=["avg", "max"], cv=2)
     assert sum(batches) == len(IMAGES)
-    assert display.layers == STAGES
+    assert display.layers == [*STAGES, "penultimate"]
     for pooling, scores in zip(display.poolings, display.scores, strict=True):
         for layer, folds in zip(display.layers, scores, strict=True):
             model[0].set_params(layers=layer, pooling=pooling, cache=None)

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -156,7 +157,17 @@ def derived_stages(model: str, found: Trace) -> list[tuple[str, int, int]]:
     for name in [name for name in blocks if name not in downsampler_norms(found.model, blocks)]:
         channels, side = channels_and_side(model, name, found.outputs[name])
         last[reduction_of(model, found.side, side)] = name, channels
-    return [(outermost(name, found), reduction, channels) for reduction, (name, channels) in last.items()]
+    ends = [(outermost(name, found), reduction, channels) for reduction, (name, channels) in last.items()]
+    return ends if len(ends) > 1 else [*quarters(model, found, blocks), *ends]
+
+
+def quarters(model: str, found: Trace, blocks: list[str]) -> Iterator[tuple[str, int, int]]:
+    """The ends of the first three quarters of those blocks that repeat."""
+    (kind, n), *_ = Counter(type(found.model.get_submodule(name)) for name in blocks).most_common(1)
+    repeated = [name for name in blocks if type(found.model.get_submodule(name)) is kind]
+    for end in {12: (3, 6, 9), 24: (6, 12, 18), 32: (8, 16, 24)}[n]:
+        channels, side = channels_and_side(model, repeated[end - 1], found.outputs[repeated[end - 1]])
+        yield repeated[end - 1], reduction_of(model, found.side, side), channels
 
 
 def outermost(name: str, found: Trace) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from featx.activations.joining import normalised, side_by_side
-from featx.activations.pooling import GRID_POOLINGS, check_pooling, width_of
+from featx.activations.pooling import GRID_POOLINGS, SIDE_BY_SIDE, check_pooling, names_of_poolings, width_of
 from featx.backbones.layers import Architecture, Layer
 from featx.exceptions import LayerError
 from featx.store import Column
@@ -70,20 +70,42 @@ class FeaturePlan:
             check_pooling(*slot)
 
     @classmethod
-    def of(cls, layers: Sequence[Layer], pooling: str, grid: int, normalize: str | None) -> FeaturePlan:
+    def of(
+        cls,
+        layers: Sequence[Layer],
+        pooling: str | Sequence[str],
+        grid: int,
+        normalize: str | None,
+        usual: Callable[[Layer], tuple[str, ...]] = lambda _: ("avg",),
+    ) -> FeaturePlan:
         """For layers in this order, with parameters as in PretrainedFeatureExtractor.
+
+        ``usual`` tells what "auto" means for a layer.
 
         Raises
         ------
         LayerError
             A pooling has no meaning for one of the layers.
+        ValueError
+            The poolings cannot stand side by side.
         """
-        return cls(tuple(Slot(layer, pooling, grid) for layer in layers), normalize)
+        names, slots = names_of_poolings(pooling), list[Slot]()
+        for layer in layers:
+            of_layer = usual(layer) if names == ("auto",) else names
+            # A vector is the same in all of them.
+            slots += [Slot(layer, name, grid) for name in (of_layer[:1] if layer.layout == "vector" else of_layer)]
+        return cls(tuple(slots), normalize)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The layers that are read, each once."""
         return tuple(dict.fromkeys(slot.layer for slot in self.slots))
+
+    @property
+    def pooling(self) -> str | list[str]:
+        """How the first layer is pooled, as the parameter says it, with "auto" resolved."""
+        names = [slot.pooling for slot in self.slots if slot.layer == self.slots[0].layer]
+        return names[0] if len(names) == 1 else names
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -130,7 +152,7 @@ def slots_of(
     for layer in layers:
         if unset_before(layer, architecture, missing):
             continue
-        for pooling in GRID_POOLINGS:
+        for pooling in SIDE_BY_SIDE:
             slot = Slot(layer, pooling, 1)
             if _is_possible(slot):
                 found.setdefault(slot.column.name, slot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -16,9 +17,30 @@ GEM_POWER = 3
 GEM_FLOOR = 1e-6
 
 GRID_POOLINGS = ("avg", "max", "gem")
+#: What may stand side by side, and is kept of each layer that has what it takes.
+SIDE_BY_SIDE = (*GRID_POOLINGS, "cls")
 
 # Values pooled at once on a CPU: while they are in a cache that its cores share, each further pooling costs less.
 _VALUES_AT_ONCE = 2**21
+
+
+def names_of_poolings(pooling: object) -> tuple[str, ...]:
+    """A user's ``pooling``, one name or several, each once.
+
+    Raises
+    ------
+    ValueError
+        Several of which one stands alone, is there twice or is unknown, or none.
+    """
+    if isinstance(pooling, str):
+        return (pooling,)
+    names: tuple[Any, ...] = tuple(pooling)  # type: ignore[arg-type]
+    if not names or len(set(names)) < len(names) or not set(names) <= {*SIDE_BY_SIDE}:
+        raise ValueError(
+            f'A list of "avg", "max", "gem" and "cls", each at most once, is expected, got pooling={pooling!r}. '
+            'Take "flatten", "map" and "auto" alone.'
+        )
+    return names
 
 
 def pool(output: torch.Tensor, layer: Layer, pooling: str, grid: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch import nn
 
 from featx.backbones.table import Family, by_depth, stages_of
 from featx.backbones.timm_models import told_output, told_stages
-from featx.backbones.tokens import Places, Tokens, Told
+from featx.backbones.tokens import Places, Tokens, Told, usual_poolings
 from featx.backbones.tracing import Call
 from featx.exceptions import LayerError
 
@@ -147,6 +147,13 @@ class Architecture:
             return self.layer("", label="penultimate")
         call = self.calls[position]
         return self._place("penultimate", call, call.name, "input", call.input_shape, call.input_layout, position)
+
+    def usual_poolings(self, layer: Layer) -> tuple[str, ...]:
+        """What rows of a layer are usually made by: what ``pooling="auto"`` means."""
+        if layer.layout != "tokens":
+            return ("avg",)
+        wanted = usual_poolings(self.module) if self.family is None else self.family.poolings
+        return tuple(name for name in wanted if name != "cls" or layer.has_class_token) or ("avg",)
 
     @property
     def names(self) -> list[str]:

@@ -24,8 +24,8 @@ class Family:
     """Row of the table: networks whose modules have the same names.
 
     A stage is the output of the last trunk block at one reduction, at the weights' own input size, and is named by
-    the outermost module that returns it; where a network has one reduction, stages are `by_depth`. The trunk's final normalisation is its last block; the normalisation that a
-    downsampler begins with belongs to no stage.
+    the outermost module that returns it; where a network has one reduction, stages are `by_depth`. The trunk's final
+    normalisation is its last block; the normalisation that a downsampler begins with belongs to no stage.
 
     Parameters
     ----------
@@ -54,6 +54,8 @@ class Family:
         Normalisations that are direct children of the feature sequence and yet belong to the downsampler after them.
     n_prefix_tokens : int, default=0
         Tokens in front of those that stand for patches.
+    poolings : tuple of str, default=("avg",)
+        What rows of its tokens are usually made by.
     fixed_size : bool, default=False
         Whether the network takes its weights' image side and no other.
     size_option : str, default=""
@@ -79,6 +81,7 @@ class Family:
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     downsampler_norms: tuple[str, ...] = ()
     n_prefix_tokens: int = 0
+    poolings: tuple[str, ...] = ("avg",)
     fixed_size: bool = False
     size_option: str = ""
     build_options: Mapping[str, object] = field(default_factory=dict)
@@ -387,6 +390,7 @@ FAMILIES: tuple[Family, ...] = (
         layout="tokens",
         layouts={"conv_proj": "NCHW"},
         n_prefix_tokens=1,
+        poolings=("cls",),
         fixed_size=True,
         size_option="image_size",
         renames={r"\.mlp\.linear_1\.": ".mlp.0.", r"\.mlp\.linear_2\.": ".mlp.3."},

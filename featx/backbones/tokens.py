@@ -6,7 +6,7 @@ Nothing is guessed from the number of tokens alone: 1 + 4 + 14 x 14 and 201 look
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from operator import attrgetter
@@ -28,6 +28,30 @@ _LEADING = {
     **dict.fromkeys(("dist_token", "distillation_token", "reg_token", "reg_tokens", "register_token"), False),
     **dict.fromkeys(("register_tokens", "storage_token", "storage_tokens"), False),
 }
+
+
+# How the rows of some families are made by those who published them, by what their code or configuration is called.
+_POOLINGS = {"dinov2": ("cls", "avg"), "dinov3": ("cls",)}
+# timm's word for it; an attention head has an output of its own, and in front of it tokens are averaged.
+_POOLINGS_OF_TIMM = {"token": ("cls",), "avg": ("avg",), "map": ("avg",)}
+
+
+def usual_poolings(network: nn.Module) -> tuple[str, ...]:
+    """What rows of a network's tokens are usually made by: of the class token, where nothing tells and there is one."""
+    modules = [*network.modules()]
+    names = [name for module in modules for name in _names_of(module)]
+    by_name = (poolings for family, poolings in _POOLINGS.items() if family in names)
+    told = (_POOLINGS_OF_TIMM.get(str(getattr(module, "global_pool", ""))) for module in modules)
+    return next(by_name, None) or next(filter(None, told), None) or ("cls",)
+
+
+def _names_of(module: nn.Module) -> list[str]:
+    """Parts of what its author's code and its configuration call a module."""
+    config = getattr(module, "pretrained_cfg", None) or {}
+    architecture = config.get("architecture") if isinstance(config, Mapping) else getattr(config, "architecture", None)
+    kind = getattr(getattr(module, "config", None), "model_type", None)
+    told = [part for name in (architecture, kind) if isinstance(name, str) for part in name.split("_")]
+    return [*type(module).__module__.split("."), *told]
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def extract(
     shard_size: int,
     backbone: str,
     layers: list[str | int],
-    pooling: str,
+    pooling: str | list[str],
     reading: Reading,
     machine: Machine,
     console: Console,

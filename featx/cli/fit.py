@@ -25,6 +25,7 @@ from featx.cli.options import (
     extractor_for,
     pooling_option,
     refuse_given,
+    typed_poolings,
     weights_of,
     with_console,
     with_machine,
@@ -32,7 +33,7 @@ from featx.cli.options import (
 )
 from featx.cli.outcomes import Console
 from featx.cli.photos import list_labelled
-from featx.cli.scoring import candidates, compute_once, folds_for, learn, scores_of
+from featx.cli.scoring import compute_once, folds_for, learn, scores_of
 from featx.estimators.classifier import FineTuneClassifier
 from featx.store import FeatureStore, Session
 
@@ -88,7 +89,7 @@ def fit(
     classes: list[str] | None,
     backbone: str,
     layers: list[str | int] | None,
-    pooling: str,
+    pooling: str | list[str],
     reading: Reading,
     fine_tune: bool,
     freeze: list[str | int],
@@ -132,7 +133,7 @@ def fit(
 
 
 def _on_features(
-    choices: tuple[str, list[str | int] | None, str, Reading, Machine],
+    choices: tuple[str, list[str | int] | None, str | list[str], Reading, Machine],
     store: FeatureStore,
     paths: list[str],
     y: np.ndarray,
@@ -141,8 +142,7 @@ def _on_features(
 ) -> tuple[Any, dict[str, Any]]:
     backbone, layers, pooling, reading, machine = choices
     extractor = extractor_for(backbone, reading, machine, console, cache=store, pooling=pooling)
-    names = candidates(extractor, layers or _usual_layers(extractor))
-    good = compute_once(extractor.set_params(layers=names), names, paths, console)
+    names, good = compute_once(extractor, layers or _usual_layers(extractor), paths, console)
     folds = folds_for(y[good], n_folds)
     kept = [paths[row] for row in good.tolist()]
     scores = scores_of(extractor, [(name, pooling) for name in names], kept, y[good], folds)
@@ -172,7 +172,7 @@ def _fine_tuned(
     _announce("The model, from all photos", console)
     model.fit(kept, y[good])
     scores = np.asarray(found)
-    result = {"backbone": model.backbone, "layer": str(model.layers), "pooling": model.pooling}
+    result = {"backbone": model.backbone, "layer": str(model.layers), "pooling": typed_poolings(model.pooling)}
     result |= {"freeze": model.freeze, "epochs": model.n_iter_}
     result |= {"accuracy": float(scores.mean()), "spread": float(scores.std())}
     return model, result | _about(y[good], folds.n_splits, 1)

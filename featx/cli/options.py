@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -232,9 +232,14 @@ def typed_weights(address: Address) -> str | None:
     return address if address is None or isinstance(address, str) else "#".join(address)
 
 
-def one_or_list(layers: list[str | int]) -> Any:
-    """Layers as estimators take them: a single one as it is."""
-    return layers[0] if len(layers) == 1 else layers
+def one_or_list(values: Sequence[str | int]) -> Any:
+    """Layers or poolings as estimators take them: a single one as it is."""
+    return values[0] if len(values) == 1 else [*values]
+
+
+def typed_poolings(pooling: str | Sequence[str]) -> str:
+    """Poolings as they are typed."""
+    return pooling if isinstance(pooling, str) else ",".join(pooling)
 
 
 def refuse_given(names: Iterable[str], why: str) -> None:
@@ -356,10 +361,12 @@ backbone_option = click.option(
 )
 pooling_option = click.option(
     "--pooling",
-    type=click.Choice([*KEPT_POOLINGS, "cls", "flatten"]),
+    type=Listed("POOLING", (*KEPT_POOLINGS, "cls", "flatten", "auto")),
     default="avg",
     show_default=True,
-    help="How a layer's places become one row.",
+    callback=lambda _context, _option, value: one_or_list(value),
+    help="How a layer's places become one row: avg, max, gem or cls, side by side with commas between; flatten; or "
+    "auto, what the network is usually read with.",
 )
 classes_option = click.option(
     "--classes",

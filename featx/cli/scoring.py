@@ -17,9 +17,10 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from featx.backbones.addresses import plain_address
-from featx.cli.options import typed_weights
+from featx.cli.options import typed_poolings, typed_weights
 from featx.cli.outcomes import Console, broken_of
 from featx.estimators.extractor import PretrainedFeatureExtractor
+from featx.exceptions import ImageError, WeightsError
 from featx.system.fits import one_thread, run_fits
 
 C_VALUES = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
@@ -86,26 +87,49 @@ def folds_for(y: np.ndarray, n_folds: int) -> StratifiedKFold:
 
 
 def compute_once(
-    extractor: PretrainedFeatureExtractor, layers: list[str], paths: Sequence[str], console: Console
-) -> np.ndarray:
-    """Send every photo through the network, once, and keep some layers; the rows of the photos that can be used.
+    extractor: PretrainedFeatureExtractor, layers: Sequence[str | int], paths: Sequence[str], console: Console
+) -> tuple[list[str], np.ndarray]:
+    """Send every photo through the network, once, and keep some layers.
+
+    Returns
+    -------
+    names : list of str
+        Of the layers, each once. With "all" goes the penultimate one, unless a weights file has nothing for it, which
+        is told.
+    rows : ndarray of int
+        Of the photos that can be used.
 
     Raises
     ------
     ClickException
         The network makes finite numbers of none.
+    WeightsError
+        A weights file has nothing for a layer that was asked for.
     """
-    errors = extractor._extraction_of_images([*paths]).warm(layers)
+
+    def warm(names: list[str]) -> list[ImageError]:
+        return extractor.set_params(layers=names)._extraction_of_images([*paths]).warm(names)
+
+    names, asked = candidates(extractor, [*layers, "penultimate"]), candidates(extractor, layers)
+    try:
+        names = names if "all" in layers else asked
+        errors = warm(names)
+    except WeightsError as error:
+        if names == asked:
+            raise
+        console.note(f"The penultimate layer is not tried: {error}")
+        names = asked
+        errors = warm(names)
     console.leave_out(broken_of(sorted(errors, key=lambda error: error.row or 0), paths))
     good = np.setdiff1d(np.arange(len(paths)), [error.row for error in errors])
     if not len(good) and any(photo.was_read for photo in console.broken):
         raise console.none_left(len(paths))
-    return good
+    return names, good
 
 
 def scores_of(
     extractor: PretrainedFeatureExtractor,
-    choices: Sequence[tuple[str, str]],
+    choices: Sequence[tuple[str, str | list[str]]],
     paths: Sequence[str],
     y: np.ndarray,
     folds: StratifiedKFold,
@@ -120,7 +144,7 @@ def scores_of(
             Score(
                 os.fspath(extractor.backbone),
                 layer,
-                pooling,
+                typed_poolings(pooling),
                 typed_weights(plain_address(extractor.weights)),
                 C_VALUES[best],
                 float(accuracies[best].mean()),
@@ -203,11 +227,10 @@ def _run(calls: Sequence[Any], rows: np.ndarray, y: np.ndarray) -> list[Any]:
     return run_fits(calls, work=rows.size * len(np.unique(y)), n_bytes=3 * rows.nbytes)
 
 
-def candidates(extractor: PretrainedFeatureExtractor, layers: Any) -> list[str]:
+def candidates(extractor: PretrainedFeatureExtractor, layers: Sequence[str | int]) -> list[str]:
     """Names of the layers that ``layers`` means, each once."""
     architecture = extractor._architecture(extractor._spec())
-    specs = layers if isinstance(layers, list) else [layers]
-    return list(dict.fromkeys(layer.label for spec in specs for layer in architecture.resolve(spec)))
+    return list(dict.fromkeys(layer.label for spec in layers for layer in architecture.resolve(spec)))
 
 
 def is_vector(extractor: PretrainedFeatureExtractor, layer: str) -> bool:

@@ -30,7 +30,7 @@ from featx.cli.options import (
 )
 from featx.cli.outcomes import Console, table
 from featx.cli.photos import list_labelled
-from featx.cli.scoring import Score, candidates, compute_once, folds_for, is_vector, scores_of
+from featx.cli.scoring import Score, compute_once, folds_for, is_vector, scores_of
 from featx.estimators.extractor import PretrainedFeatureExtractor
 
 
@@ -48,14 +48,15 @@ from featx.estimators.extractor import PretrainedFeatureExtractor
     type=Listed("LAYERS"),
     default="all",
     show_default=True,
-    help="Layers, with commas between: penultimate, stage numbers (-1 is the last), names, or all for every stage.",
+    help="Layers, with commas between: penultimate, stage numbers (-1 is the last), names, or all for every stage and "
+    "the penultimate layer.",
 )
 @click.option(
     "--poolings",
-    type=Listed("POOLINGS", KEPT_POOLINGS),
+    type=Listed("POOLINGS", (*KEPT_POOLINGS, "cls", "auto")),
     default="avg",
     show_default=True,
-    help="Poolings, with commas between: avg, max, gem.",
+    help="Poolings, with commas between: avg, max, gem, cls, or auto, what each network is usually read with.",
 )
 @with_reading
 @click.option(
@@ -156,8 +157,8 @@ def _search(
     """Photos that could be read and their classes, scores of all choices, and what each network took."""
     scores, efforts = list[Score](), list[Effort]()
     for name, extractor in extractors.items():
-        names, before, started = candidates(extractor, layers), TALLY.n_images, time.perf_counter()
-        good = compute_once(extractor.set_params(layers=names[0]), names, paths, console)
+        before, started = TALLY.n_images, time.perf_counter()
+        names, good = compute_once(extractor, layers, paths, console)
         passed = time.perf_counter()
         paths, y = [paths[row] for row in good.tolist()], y[good]
         scores += scores_of(extractor, _choices(extractor, names, poolings), paths, y, folds_for(y, n_folds))

@@ -45,7 +45,7 @@ def similar(
     query: str,
     count: int,
     layers: list[str | int],
-    pooling: str,
+    pooling: str | list[str],
     reading: Reading,
     machine: Machine,
     console: Console,

@@ -34,7 +34,7 @@ class NetworkEstimator(ForkSafeMethods, PortablePickles, CallbackSupportMixin, B
         "backbone": [str, callable],
         "weights": [str, os.PathLike, tuple, list, None],
         "layers": [str, Integral, list, tuple, np.ndarray],
-        "pooling": [StrOptions({"avg", "max", "gem", "cls", "flatten", "map"})],
+        "pooling": [StrOptions({"auto", "avg", "max", "gem", "cls", "flatten", "map"}), list, tuple],
         "grid": [Interval(Integral, 1, None, closed="left")],
         "normalize": [StrOptions({"l2", "signed-sqrt"}), None],
         "image_shape": [tuple, list, None],

@@ -154,7 +154,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         *,
         weights: str | os.PathLike[str] | tuple[str | os.PathLike[str], str] | None = "DEFAULT",
         layers: str | int = "penultimate",
-        pooling: str = "avg",
+        pooling: str | list[str] = "avg",
         grid: int = 1,
         normalize: str | None = None,
         image_shape: tuple[int, ...] | None = None,

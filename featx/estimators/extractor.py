@@ -65,13 +65,17 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         What to read: ``"penultimate"`` (the input of the output layer), a stage index (negative from the end), a
         module's qualified name as PyTorch prints it (``"NAME#2"`` for its second call), a list of these (columns in
         that order), or ``"all"`` for every stage. See :func:`featx.list_layers`.
-    pooling : {"avg", "max", "gem", "cls", "flatten", "map"}, default="avg"
+    pooling : {"avg", "max", "gem", "cls", "flatten", "map", "auto"} or list of str, default="avg"
         How a spatial or token layer becomes a row; vectors pass unchanged. ``"gem"`` is the generalised mean with
         p = 3 [1]_, ``"cls"`` the class token, ``"flatten"`` everything (large), ``"map"`` gives an array of shape
-        (n, height, width, channels), several layers brought to the first one's grid. avg, max, gem and map leave out
-        class and register tokens, whose number the network tells (timm's ``num_prefix_tokens``, parameters called
-        ``cls_token``, ``register_tokens``, ...). Where nothing tells, set ``num_prefix_tokens`` on the module; tokens
-        behind those of the image are kept by ``"flatten"`` alone, and otherwise refused.
+        (n, height, width, channels), several layers brought to the first one's grid. A list of avg, max, gem and cls,
+        such as ``["cls", "avg"]``, puts them side by side, layer by layer, each normalised alone, and a vector once.
+        ``"auto"`` is what those who published the network use: the class token with the average beside it for DINOv2,
+        what timm's ``global_pool`` says, the class token of other transformers, and the average where there is none.
+        avg, max, gem and map leave out class and register tokens, whose number the network tells (timm's
+        ``num_prefix_tokens``, parameters called ``cls_token``, ``register_tokens``, ...). Where nothing tells, set
+        ``num_prefix_tokens`` on the module; tokens behind those of the image are kept by ``"flatten"`` alone, and
+        otherwise refused.
     grid : int, default=1
         avg, max and gem are taken over ``grid`` x ``grid`` cells, which keeps ``grid ** 2`` times as many columns and
         some of the layout of the image. Cells repeat where a layer has fewer.
@@ -206,7 +210,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         *,
         weights: str | os.PathLike[str] | tuple[str | os.PathLike[str], str] | None = "DEFAULT",
         layers: Any = "penultimate",
-        pooling: str = "avg",
+        pooling: str | list[str] = "avg",
         grid: int = 1,
         normalize: str | None = None,
         image_shape: tuple[int, ...] | None = None,
@@ -425,7 +429,8 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
     def _plan(self, architecture: Architecture) -> FeaturePlan:
         from featx.activations.plan import FeaturePlan
 
-        return FeaturePlan.of(architecture.resolve(self.layers), self.pooling, self.grid, self.normalize)
+        layers, usual = architecture.resolve(self.layers), architecture.usual_poolings
+        return FeaturePlan.of(layers, self.pooling, self.grid, self.normalize, usual)
 
     def _extraction_of_images(self, X: Any) -> Extraction:
         """What the public methods run; its blocks also tell why an image could not be read."""

@@ -273,7 +273,7 @@ class TunedEstimator(NetworkEstimator):
         shared["random_state"] = model.spec.seed
         module = model.build(self.tensors_).module
         if module is not None:
-            shared |= {"backbone": move(module, HOST), "weights": "DEFAULT"}
+            shared |= {"backbone": move(module, HOST), "weights": "DEFAULT", "pooling": model.plan.pooling}
             if self.preprocess == "weights":
                 shared["preprocess"] = preset_name(model.spec.backbone, model.spec.weights)
             if self.layers != "penultimate":
@@ -324,7 +324,7 @@ class TunedEstimator(NetworkEstimator):
         return Model(
             spec,
             architecture,
-            FeaturePlan.of((attach,), self.pooling, self.grid, self.normalize),
+            FeaturePlan.of((attach,), self.pooling, self.grid, self.normalize, architecture.usual_poolings),
             split_of(spec, architecture, attach, self.freeze),
             hidden=tuple(map(int, hidden)),
             dropout=float(self.dropout),

@@ -147,7 +147,7 @@ class LayerScoreDisplay(Display):
         scoring: Any = None,
         ax: Axes | None = None,
     ) -> LayerScoreDisplay:
-        """Cross-validate every stage with every pooling, and draw the scores.
+        """Cross-validate layers with every pooling, and draw the scores.
 
         Each fit has one thread of BLAS, which for a linear model is several times as fast as two; networks keep theirs.
         Within ``joblib.parallel_config(n_jobs=...)`` candidates and folds are shared out as in GridSearchCV.
@@ -159,7 +159,8 @@ class LayerScoreDisplay(Display):
         X : array-like of n images
         y : array-like of shape (n,)
         layers : list or None, default=None
-            Values of the parameter ``layers`` to try; None takes every stage.
+            Values of the parameter ``layers`` to try; None takes every stage, and the penultimate layer unless a file
+            of weights has nothing for it.
         poolings : sequence of str, default=("avg",)
         classifier : estimator or None, default=None
             What follows a bare extractor; None standardises its features and takes a logistic regression with C=0.01.
@@ -181,7 +182,7 @@ class LayerScoreDisplay(Display):
         ((name, extractor),) = _extractors(model, caller).items()
         prefix = name and f"{name}__"
         if layers is None:
-            layers = extractor._architecture(extractor._spec()).stages
+            layers = _readable_layers(extractor)
         grid = {f"{prefix}layers": list(layers), f"{prefix}pooling": list(poolings)}
         with _cached(model, extractor, prefix), one_thread():
             search = GridSearchCV(model, grid, cv=cv, scoring=scoring, refit=False, error_score="raise").fit(X, y)
@@ -221,6 +222,20 @@ class LayerScoreDisplay(Display):
         ax.set_xlabel("layer, from input to output")
         ax.set_ylabel(self.score_name, **PLAIN)
         return self
+
+
+def _readable_layers(extractor: Any) -> list[str]:
+    """Stages, and the penultimate layer where its weights are there."""
+    from featx.activations.engine import DTYPES
+    from featx.activations.plan import unset_before
+    from featx.system.devices import resolve_device
+
+    spec = extractor._spec()
+    architecture, missing = extractor._architecture(spec), frozenset[str]()
+    if spec.weights.kind == "file":
+        missing = spec.load(resolve_device(extractor.device), DTYPES[extractor.precision]).missing
+    last = [] if unset_before(architecture.penultimate, architecture, missing) else ["penultimate"]
+    return [*architecture.stages, *last]
 
 
 def _name_of_layers(cv_results: Mapping[str, Any], given: str | None) -> str:

@@ -81,4 +81,6 @@ def _pretrained(items: Items, row: int, preprocessing: Preprocessing, model: Mod
     with closing(iter_batches(items, [[row]], preprocessing.tile, n_jobs=1, on_error="nan")) as batches:
         (batch,) = batches
     tile = None if batch.tiles is None else batch.tiles[0]
-    return doctor.error(items, row, tile, model.plan.slots[0], model.pretrained())
+    slots = model.plan.slots
+    steepest = next((slot for slot in slots if slot.pooling == "gem"), slots[0])
+    return doctor.error(items, row, tile, steepest, model.pretrained())

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from featx.activations.plan import FeaturePlan
-from featx.activations.pooling import pool
+from featx.activations.pooling import pool_together
 from featx.system.devices import fill, to_double
 from featx.system.fits import one_thread, run_fits
 
@@ -31,7 +31,7 @@ class TunedNetwork(nn.Module):
     tail : nn.Module or None
         From the values at the cut to the layer's output; None where the values are the pooled rows themselves.
     plan : FeaturePlan
-        Of the one layer that the head reads.
+        Of the one layer that the head reads, in one pooling or several.
     head : nn.Sequential
     """
 
@@ -63,8 +63,11 @@ class TunedNetwork(nn.Module):
         """Pooled, normalised rows of shape (n, n_features), float32."""
         if self.tail is None:
             return values
-        (slot,) = self.plan.slots
-        rows = pool(self.tail(values), *slot)
+        slots = self.plan.slots
+        parts = pool_together(self.tail(values), slots[0].layer, [(slot.pooling, slot.grid) for slot in slots])
+        return torch.cat([self._normalised(part) for part in parts], dim=1)
+
+    def _normalised(self, rows: torch.Tensor) -> torch.Tensor:
         if self.plan.normalize == "signed-sqrt":
             rows = rows.sign() * rows.abs().clamp(min=1e-12).sqrt()  # the root of 0 has no slope
         return rows if self.plan.normalize is None else F.normalize(rows)
