@@ -36,6 +36,7 @@ from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor
 from featx.exceptions import LayerError
 from featx.plots import (
     ActivationMapDisplay,
+    ClassMapDisplay,
     EmbeddingDisplay,
     LayerScoreDisplay,
     MistakesDisplay,
@@ -117,7 +118,12 @@ def mistakes(ax: Any = None) -> MistakesDisplay:
     return MistakesDisplay.from_predictions(Y, Y[::-1], np.linspace(0.4, 1, 12), IMAGES, ax=ax)
 
 
-DISPLAYS = [layer_score, training_curve, neighbors, embedding, activation_map, mistakes]
+def class_map(ax: Any = None) -> ClassMapDisplay:
+    model = FineTuneClassifier("featx_micro", freeze="all", epochs=1, random_state=0)
+    return ClassMapDisplay.from_estimator(model.fit(IMAGES, Y), IMAGES[0], ax=ax)
+
+
+DISPLAYS = [layer_score, training_curve, neighbors, embedding, activation_map, class_map, mistakes]
 
 
 # What holds for each of them
@@ -189,14 +195,16 @@ def test_strange_labels_are_shown_as_text() -> None:
         "neighbors": NeighborsDisplay.from_estimator(MICRO, IMAGES[0], IMAGES, 12, y=y),
         "embedding": EmbeddingDisplay.from_estimator(MICRO, IMAGES, y),
         "layers": LayerScoreDisplay(STRANGE, STRANGE, np.ones((3, 3, 2)), score_name=STRANGE[1]),
+        "classes": ClassMapDisplay(np.ones((3, 2, 2)), IMAGES[0], labels=STRANGE, scores=np.ones(3)),
         "title": ActivationMapDisplay(np.ones((2, 2)), IMAGES[0], title=STRANGE[1]),
     }
     shown["layers"].plot()
     shown["title"].plot()
+    shown["classes"].plot()
     for display in shown.values():
         display.figure_.canvas.draw()  # fails where matplotlib reads mathematics into a dollar
     words = {name: [text.get_text() for text in text_of(display)] for name, display in shown.items()}
-    for name in ("mistakes", "neighbors", "embedding", "layers"):
+    for name in ("mistakes", "neighbors", "embedding", "layers", "classes"):
         for label in STRANGE:
             assert any(label in text for text in words[name]), (name, label)
     assert shown["title"].ax_.get_title() == STRANGE[1]

@@ -10,7 +10,7 @@ from sklearn.utils._param_validation import Interval, StrOptions, validate_param
 
 from featx.exceptions import LayerError
 from featx.plots.display import PLAIN, Display, check_matplotlib
-from featx.plots.pictures import as_picture, extractor_of, only
+from featx.plots.pictures import extractor_of, input_of, only
 from featx.system.threads import one_thread_after_fork
 
 if TYPE_CHECKING:
@@ -101,16 +101,12 @@ class ActivationMapDisplay(Display):
         reader.set_params(layers=layer, pooling="map", normalize=None, on_error="raise")
         reader.set_output(transform="default")  # maps fit into no frame
         X = only(image, reader)
-        items = reader._items(X, reset=False)
-        spec = reader._spec()
-        places = reader._architecture(spec, items).resolve(layer)
+        places = reader._architecture(reader._spec(), reader._items(X, reset=False)).resolve(layer)
         if len(places) != 1:
             raise LayerError(f"One layer is expected by {caller}, got layer={layer!r}. Name one of its stages.")
-        preprocessing = reader._preprocessing(spec)
-        tile = preprocessing.tile(items.load(0), items[0].stretch)  # exactly what extraction makes of the image
         values = reader.transform(X)[0]  # (height, width, channels)
         title = f"{places[0].label}, {channel if isinstance(channel, str) else f'channel {channel}'}"
-        return cls(_of_channel(values, channel), as_picture(tile), title=title).plot(ax)
+        return cls(_of_channel(values, channel), input_of(reader, X)[0], title=title).plot(ax)
 
     def plot(self, ax: Axes | None = None, *, alpha: float = 0.8, cmap: Any = "inferno") -> ActivationMapDisplay:
         """Draw the picture, and the activation over it.

@@ -102,6 +102,21 @@ def extractor_of(model: Any, caller: str) -> PretrainedFeatureExtractor:
     )
 
 
+def input_of(reader: NetworkEstimator, X: Any) -> tuple[np.ndarray, torch.Tensor]:
+    """What the network of an estimator sees of an X that holds one image.
+
+    Returns
+    -------
+    picture : ndarray of shape (height, width, 3), uint8
+        Before it is normalised.
+    tile : Tensor of shape (1, channels, height, width)
+        Normalised.
+    """
+    items, preprocessing = reader._items(X, reset=False), reader._preprocessing(reader._spec())
+    tile = preprocessing.tile(items.load(0), items[0].stretch)  # exactly what extraction makes of the image
+    return as_picture(tile), preprocessing.finish(tile[None])
+
+
 def as_picture(pixels: torch.Tensor) -> np.ndarray:
     """Pixels of an image as a picture.
 
