@@ -179,6 +179,23 @@ def test_penultimate_layer_without_weights_is_told_and_left_out(
     assert "classifier.0" in run(*command, "--layers", "all,penultimate", code=1).stderr
 
 
+def test_weights_that_are_not_there_are_told_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    tries: list[str] = []
+
+    def fetch(url: str, *_: object, **__: object) -> None:
+        tries.append(url)
+        raise OSError("no connection")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", fetch)
+    told = run("search", photos, "--backbones", "squeezenet1_1", code=1).stderr
+    assert len(tries) == 1
+    assert "not tried" not in told
+    assert told.count("--weights") == 1
+
+
 def test_fit_and_predict_pass_each_photo_once(photos: Path, tmp_path: Path, cache: FeatureStore) -> None:
     run("fit", photos, "-o", tmp_path / "m.joblib", *MICRO, "--layers", "0,penultimate")
     run("predict", tmp_path / "m.joblib", photos)

@@ -32,7 +32,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor
+from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor, list_layers
 from featx.exceptions import LayerError
 from featx.plots import (
     ActivationMapDisplay,
@@ -326,6 +326,24 @@ def test_layer_score_from_estimator_cross_validates_each_layer_in_one_pass(bare:
             model[0].set_params(layers=layer, pooling=pooling, cache=None)
             np.testing.assert_allclose(folds, cross_val_score(model, IMAGES, Y, cv=2))
     assert MICRO.get_params() == PretrainedFeatureExtractor("featx_micro").get_params()
+
+
+class Flat(torch.nn.Module):
+    """One score, without a dimension of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 2), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3, 2))
+        self.pool, self.flatten, self.last = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.flatten(self.pool(self.trunk(x)))).squeeze(1)
+
+
+def test_penultimate_layer_that_cannot_be_pooled_is_not_tried() -> None:
+    module = Flat()
+    display = LayerScoreDisplay.from_estimator(PretrainedFeatureExtractor(module, image_size=32), IMAGES, Y, cv=2)
+    assert display.layers == list_layers(module)
 
 
 def test_layer_score_from_estimator_reaches_into_a_column_transformer_and_keeps_to_its_cache(tmp_path: Path) -> None:

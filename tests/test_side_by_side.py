@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,18 @@ def test_poolings_are_a_parameter_like_others() -> None:
 
 
 @pytest.mark.parametrize(
-    "pooling", [[], ["avg", "avg"], ["avg", "map"], ["flatten", "cls"], ["auto", "avg"], ["mean"], [3]]
+    "pooling",
+    [
+        [],
+        ["avg", "avg"],
+        ["avg", "map"],
+        ["flatten", "cls"],
+        ["auto", "avg"],
+        ["auto"],
+        ["mean"],
+        [3],
+        [["cls", "avg"]],
+    ],
 )
 def test_what_cannot_stand_side_by_side_is_told(pooling: list[Any]) -> None:
     with pytest.raises(ValueError, match=r"A list of .* each at most once, is expected, got pooling="):
@@ -117,6 +129,12 @@ def test_tuned_networks_read_several_poolings(pooling: Any, normalize: str | Non
     assert relative_difference(head.transform(X), pretrained.transform(X)) < 1e-5
 
 
+def said(network: Any, **words: Any) -> Any:
+    for name, value in words.items():
+        setattr(network, name, value)
+    return network
+
+
 USUAL: dict[str, tuple[Any, list[str]]] = {
     "torchvision's transformer": ("vit_b_16", ["cls"]),
     "convolutions": ("resnet18", ["avg"]),
@@ -130,6 +148,15 @@ USUAL: dict[str, tuple[Any, list[str]]] = {
     "DINOv3": ("timm/vit_small_patch16_dinov3", ["cls"]),
     "mixer": ("timm/mixer_s32_224", ["avg"]),
     "a module of timm's": (lambda: timm.create_model("vit_small_patch14_dinov2", depth=2), ["cls", "avg"]),
+    "maximum and average of timm's": (
+        lambda: timm.create_model("vit_tiny_patch16_224", global_pool="avgmax", depth=2),
+        ["avg", "max"],
+    ),
+    "as MAE's code says it": (lambda: said(Patches({"cls_token": 1}), global_pool=True), ["avg"]),
+    "as a configuration says it": (
+        lambda: said(Patches({"cls_token": 1}), config=SimpleNamespace(use_mean_pooling=True)),
+        ["avg"],
+    ),
     "by somebody": (lambda: Patches({"cls_token": 1}), ["cls"]),
     "by somebody, without a class token": (lambda: Patches({"reg_token": 2}), ["avg"]),
 }
@@ -178,5 +205,14 @@ def test_commands_take_several_poolings(tmp_path: Path) -> None:
     fit = ["fit", photos, "-o", tmp_path / "m.joblib", *network, "--folds", "2", "--pooling"]
     assert "layer blocks.11, cls,avg pooling" in run(*fit, "cls,avg").stdout
     assert json.loads(run(*fit, "cls,avg", "--json").stdout)["pooling"] == "cls,avg"
+    search = ["search", photos, "--backbones", f"{VIT},featx_micro", "--weights", "none", "--image-size", "32"]
+    rows = json.loads(run(*search, "--poolings", "avg,auto", "--folds", "2", "--json").stdout)["leaderboard"]
+    tried = [(row["backbone"], row["layer"], row["pooling"]) for row in rows]
+    assert len(set(tried)) == len(tried)
+    assert {pooling for backbone, _, pooling in tried if backbone == VIT} == {"avg", "cls"}
+    assert {pooling for backbone, _, pooling in tried if backbone == "featx_micro"} == {"avg"}
+    late = ["--backbone", "timm/cait_xxs24_224", "--weights", "none"]  # its class token joins late
+    learnt = json.loads(run("fit", photos, "-o", tmp_path / "c.joblib", *late, "--pooling", "cls", "--json").stdout)
+    assert (learnt["layer"], learnt["layers_tried"]) == ("penultimate", 1)
     assert "--pooling" in run(*fit, "cls,map", code=2).stderr
     assert "each at most once" in run(*fit, "cls,flatten", code=1).stderr

@@ -37,6 +37,7 @@ TRANSFORMERS: dict[str, str | Callable[[], nn.Module]] = {
     "attention head": "vit_base_patch16_siglip_224",
     "relative positions": "beit_base_patch16_224",
     "positions learnt and rotated": "eva02_tiny_patch14_224",
+    "parallel branches": "vit_small_patch16_18x2_224",
     "class token that joins late": "cait_xxs24_224",
     "covariance": "xcit_nano_12_p16_224",
     "no attention": "mixer_s32_224",
@@ -87,16 +88,16 @@ def test_stages_by_name_are_those_of_the_module() -> None:
 
 
 class Block(nn.Module):
-    """Adds to what comes in, as a transformer's does; its parts repeat as often as it does."""
+    """Adds to what comes in, as a transformer's does; its parts are as many as all blocks, or more."""
 
-    def __init__(self, width: int = 6, n_heads: int = 3) -> None:
+    def __init__(self, width: int = 6, n_parts: int = 2) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(Part(width, width // n_heads) for _ in range(n_heads))
-        self.mlp = Part(width, width)
+        self.parts = nn.ModuleList(Part(width, width) for _ in range(n_parts))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + torch.cat([head(x) for head in self.heads], dim=-1)
-        return x + self.mlp(x)
+        for part in self.parts:
+            x = x + part(x)
+        return x
 
 
 class Part(nn.Module):
@@ -125,12 +126,80 @@ class Foreign(nn.Module):
 
 
 @pytest.mark.parametrize("around", [lambda network: network, nn.Sequential, Wrapper])
-@pytest.mark.parametrize("depth", [1, 2, 5, 12])
+@pytest.mark.parametrize("depth", [2, 5, 12])
 def test_networks_from_elsewhere_have_stages_too(depth: int, around: Callable[[nn.Module], nn.Module]) -> None:
     found = list_layers(around(Foreign(depth)))
     inside = [name.rpartition("layers.")[2] for name in found[:-1]]
     assert inside == [str(block - 1) for block in QUARTERS[depth][:-1]]
     assert found[-1].endswith("norm")
+
+
+@pytest.mark.parametrize("n_parts", [1, 2, 3])
+def test_parts_are_no_blocks_however_many_they_are(n_parts: int) -> None:
+    found = list_layers(Foreign(12, lambda: Block(n_parts=n_parts)))
+    assert found == ["trunk.layers.2", "trunk.layers.5", "trunk.layers.8", "norm"]
+
+
+class Pairs(nn.Module):
+    """As vit-pytorch writes it: no module puts out what a block does."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 6, 8, stride=8)
+        self.layers = nn.ModuleList(nn.ModuleList([Part(6, 6), Part(6, 6)]) for _ in range(depth))
+        self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        for attention, mlp in self.layers:
+            x = attention(x) + x
+            x = mlp(x) + x
+        return self.head(self.norm(x).mean(1))
+
+
+def test_networks_whose_blocks_are_no_modules_have_one_stage() -> None:
+    assert list_layers(Pairs(12)) == ["norm"]
+
+
+def test_a_lone_block_is_no_depth() -> None:
+    assert list_layers(Foreign(1, lambda: Block(n_parts=1))) == ["norm"]
+
+
+def test_a_block_that_runs_several_times_is_no_depth() -> None:
+    shared = Block()
+    assert list_layers(Foreign(12, lambda: shared)) == ["norm"]
+
+
+class Scores(nn.Module):
+    """A network without an output layer, and one on top of it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.linear = network, nn.Linear(2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.backbone(x))
+
+
+@pytest.mark.parametrize("around", [Scores, lambda network: nn.Sequential(network, nn.Linear(2, 3))])
+def test_networks_below_another_layer_have_their_stages(around: Callable[[nn.Module], nn.Module]) -> None:
+    found = list_layers(around(Foreign(12)))
+    inside = [name.rpartition("trunk.")[2] for name in found]
+    assert inside[:-1] == ["layers.2", "layers.5", "layers.8"]
+    assert found[-1].endswith("norm")
+
+
+def test_parameters_of_containers_train_as_slowly_as_what_is_beside_them() -> None:
+    """Those of the embeddings belong to the network itself, which returns last."""
+    tuned = FineTuneClassifier("timm/vit_tiny_patch16_224", weights=None, image_size=32)
+    tuned.classes_, tuned._runtime = np.arange(2), {}
+    built = tuned._new_model(None, 2).build()
+    built.network(True)
+    assert built.module is not None
+    factors = {id(parameter): factor for factor, parameter in built.parameters_with_factors(0.5)}
+    of = {name: factors[id(parameter)] for name, parameter in built.module.named_parameters() if "head" not in name}
+    assert of["cls_token"] == of["pos_embed"] == of["patch_embed.proj.weight"] == of["blocks.0.norm1.weight"] == 0.5**4
+    assert (of["blocks.3.norm1.weight"], of["blocks.11.norm1.weight"], of["norm.weight"]) == (0.5**3, 0.5, 1.0)
 
 
 def test_what_repeats_as_a_sequence_is_a_block() -> None:

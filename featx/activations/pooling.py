@@ -35,10 +35,10 @@ def names_of_poolings(pooling: object) -> tuple[str, ...]:
     if isinstance(pooling, str):
         return (pooling,)
     names: tuple[Any, ...] = tuple(pooling)  # type: ignore[arg-type]
-    if not names or len(set(names)) < len(names) or not set(names) <= {*SIDE_BY_SIDE}:
+    if not names or not all(names.count(name) == 1 and name in SIDE_BY_SIDE for name in names):
         raise ValueError(
             f'A list of "avg", "max", "gem" and "cls", each at most once, is expected, got pooling={pooling!r}. '
-            'Take "flatten", "map" and "auto" alone.'
+            "Anything else stands alone, without a list."
         )
     return names
 

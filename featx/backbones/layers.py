@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,7 +15,7 @@ from torch import nn
 
 from featx.backbones.table import Family, by_depth, stages_of
 from featx.backbones.timm_models import told_output, told_stages
-from featx.backbones.tokens import Places, Tokens, Told, usual_poolings
+from featx.backbones.tokens import Places, Tokens, Told, scopes_of, usual_poolings
 from featx.backbones.tracing import Call
 from featx.exceptions import LayerError
 
@@ -286,29 +287,42 @@ def _generic_blocks(root: nn.Module, architecture: Architecture) -> list[str]:
         children = [f"{prefix}.{name}".lstrip(".") for name, _ in root.get_submodule(prefix).named_children()]
         blocks = [name for name in _flatten(root, children) if _is_block(name, architecture)]
         # A wrapper around one network, or a network around one trunk: what counts lies inside.
-        inner = blocks or children
+        inner = blocks or [child for child in children if _holds_blocks(child, architecture)]
         if len(inner) != 1 or not any(True for _ in root.get_submodule(inner[0]).children()):
             return sorted(blocks, key=lambda name: architecture.layer(name).position)
         prefix = inner[0]
 
 
 def _repeated_blocks(architecture: Architecture, end: str) -> list[str]:
-    """Composite modules of one class, numbered, with the shape of the trunk's end and before it: the most there are.
+    """Composite siblings of one class, numbered, each called once, that put out what the trunk's end does: the most.
 
-    Where parts of blocks are as many as the blocks, the blocks are what lies outermost.
+    What lies within one of several such siblings is a part of a block, whether or not the block itself can be read.
     """
-    last = architecture.layer(end)
-    groups: dict[tuple[str, type], list[str]] = {}
+    last, modules = architecture.layer(end), dict(architecture.module.named_modules())
+    numbers = Counter(_kin(name, module) for name, module in modules.items())
+    repeated = {name for name, module in modules.items() if name[-1:].isdigit() and numbers[_kin(name, module)] > 1}
+    times = Counter(name for call in architecture.calls for name in call.names)
+    groups: dict[tuple[str, str, type], list[str]] = {}
     for name, call in architecture._first_calls.items():
-        is_composite = any(True for _ in call.module.children())
-        if not is_composite or not name[-1:].isdigit() or call.shape[:1] != (2,):
+        is_block = repeated.intersection(scopes_of(name)) == {name} and any(True for _ in call.module.children())
+        if not is_block or times[name] > 1 or len(call.names) > 1 or call.shape[:1] != (2,):
             continue
         layer = architecture.layer(name)
         if layer.position <= last.position and (layer.spatial, layer.channels) == (last.spatial, last.channels):
-            groups.setdefault((re.sub(r"\d+", "#", name), type(call.module)), []).append(name)
-    largest = max(map(len, groups.values()), default=0)
-    repeated = [names for names in groups.values() if len(names) == largest > 1]
-    return min(repeated, key=lambda names: names[0].count("."), default=[])
+            groups.setdefault(_kin(name, modules[name]), []).append(name)
+    found = max(reversed(groups.values()), key=len, default=[])
+    return found if len(found) > 1 else []
+
+
+def _kin(name: str, module: nn.Module) -> tuple[str, str, type]:
+    """What siblings of one class share that differ by a number in their names."""
+    around, _, own = name.rpartition(".")
+    return around, re.sub(r"\d+", "#", own), type(module)
+
+
+def _holds_blocks(around: str, architecture: Architecture) -> bool:
+    """Whether something inside of a module would be a block."""
+    return any(_is_block(name, architecture) for name in architecture._first_calls if name.startswith(f"{around}."))
 
 
 def _is_block(name: str, architecture: Architecture) -> bool:

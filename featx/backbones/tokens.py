@@ -33,7 +33,9 @@ _LEADING = {
 # How the rows of some families are made by those who published them, by what their code or configuration is called.
 _POOLINGS = {"dinov2": ("cls", "avg"), "dinov3": ("cls",)}
 # timm's word for it; an attention head has an output of its own, and in front of it tokens are averaged.
-_POOLINGS_OF_TIMM = {"token": ("cls",), "avg": ("avg",), "map": ("avg",)}
+_POOLINGS_OF_TIMM = {"token": ("cls",), "avg": ("avg",), "map": ("avg",), "max": ("max",), "avgmax": ("avg", "max")}
+# A word of others for the same: of MAE's own code, and of a configuration of transformers.
+_AVERAGES = {True: ("avg",), False: ("cls",)}
 
 
 def usual_poolings(network: nn.Module) -> tuple[str, ...]:
@@ -41,8 +43,16 @@ def usual_poolings(network: nn.Module) -> tuple[str, ...]:
     modules = [*network.modules()]
     names = [name for module in modules for name in _names_of(module)]
     by_name = (poolings for family, poolings in _POOLINGS.items() if family in names)
-    told = (_POOLINGS_OF_TIMM.get(str(getattr(module, "global_pool", ""))) for module in modules)
-    return next(by_name, None) or next(filter(None, told), None) or ("cls",)
+    told = (found for module in modules if (found := _told_poolings(module)) is not None)
+    return next(by_name, None) or next(told, None) or ("cls",)
+
+
+def _told_poolings(module: nn.Module) -> tuple[str, ...] | None:
+    word = getattr(module, "global_pool", None)
+    if isinstance(word, str):
+        return _POOLINGS_OF_TIMM.get(word)
+    averages = word if isinstance(word, bool) else getattr(getattr(module, "config", None), "use_mean_pooling", None)
+    return _AVERAGES[averages] if isinstance(averages, bool) else None
 
 
 def _names_of(module: nn.Module) -> list[str]:
@@ -127,7 +137,7 @@ class Tokens:
 
     def _told(self, name: str) -> Told | None:
         """By the outermost module around a layer that has a count, or else by what lies nearest."""
-        around = _scopes(name)
+        around = scopes_of(name)
         counts = (_count_of(self._root.get_submodule(scope)) for scope in around)
         said = next((count for count in counts if count is not None), None)
         nearest = (self._inside(scope) for scope in reversed(around))
@@ -142,7 +152,7 @@ class Tokens:
         return next(iter(said)) if len(said) == 1 else None
 
     def _said_grids(self, name: str) -> Iterator[tuple[int, int]]:
-        for scope in _scopes(name):
+        for scope in scopes_of(name):
             for attribute in _GRIDS:
                 try:
                     grid = attrgetter(attribute)(self._root.get_submodule(scope))
@@ -174,7 +184,7 @@ def _first_unless_they_join_later(told: Told) -> tuple[Told, ...]:
     return told, Told(0, False)
 
 
-def _scopes(name: str) -> list[str]:
+def scopes_of(name: str) -> list[str]:
     """A module's name after those of all modules around it, outermost first."""
     parts = name.split(".") if name else []
     return [".".join(parts[:depth]) for depth in range(len(parts) + 1)]

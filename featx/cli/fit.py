@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline, make_pipeline
 
+from featx.activations.trying import why_unreadable
 from featx.backbones.addresses import path_in
 from featx.cli.files import OutputFile
 from featx.cli.findings import Findings, Photo
@@ -142,7 +143,7 @@ def _on_features(
 ) -> tuple[Any, dict[str, Any]]:
     backbone, layers, pooling, reading, machine = choices
     extractor = extractor_for(backbone, reading, machine, console, cache=store, pooling=pooling)
-    names, good = compute_once(extractor, layers or _usual_layers(extractor), paths, console)
+    names, good = compute_once(extractor, layers or _usual_layers(extractor), [pooling], paths, console)
     folds = folds_for(y[good], n_folds)
     kept = [paths[row] for row in good.tolist()]
     scores = scores_of(extractor, [(name, pooling) for name in names], kept, y[good], folds)
@@ -155,7 +156,8 @@ def _on_features(
 
 def _usual_layers(extractor: Any) -> list[str | int]:
     several = len(extractor._architecture(extractor._spec()).stages) > 1
-    return ["penultimate", -2] if several else ["penultimate"]
+    readable = several and not why_unreadable(extractor, -2, [extractor.pooling])
+    return ["penultimate", -2] if readable else ["penultimate"]
 
 
 def _fine_tuned(

@@ -16,11 +16,12 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from featx.activations.plan import FeaturePlan
+from featx.activations.trying import why_unreadable
 from featx.backbones.addresses import plain_address
 from featx.cli.options import typed_poolings, typed_weights
 from featx.cli.outcomes import Console, broken_of
 from featx.estimators.extractor import PretrainedFeatureExtractor
-from featx.exceptions import ImageError, WeightsError
 from featx.system.fits import one_thread, run_fits
 
 C_VALUES = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
@@ -87,15 +88,18 @@ def folds_for(y: np.ndarray, n_folds: int) -> StratifiedKFold:
 
 
 def compute_once(
-    extractor: PretrainedFeatureExtractor, layers: Sequence[str | int], paths: Sequence[str], console: Console
+    extractor: PretrainedFeatureExtractor,
+    layers: Sequence[str | int],
+    poolings: Sequence[str | list[str]],
+    paths: Sequence[str],
+    console: Console,
 ) -> tuple[list[str], np.ndarray]:
     """Send every photo through the network, once, and keep some layers.
 
     Returns
     -------
     names : list of str
-        Of the layers, each once. With "all" goes the penultimate one, unless a weights file has nothing for it, which
-        is told.
+        Of the layers, each once. With "all" goes the penultimate one, unless it cannot be read, which is told.
     rows : ndarray of int
         Of the photos that can be used.
 
@@ -103,23 +107,14 @@ def compute_once(
     ------
     ClickException
         The network makes finite numbers of none.
-    WeightsError
-        A weights file has nothing for a layer that was asked for.
     """
-
-    def warm(names: list[str]) -> list[ImageError]:
-        return extractor.set_params(layers=names)._extraction_of_images([*paths]).warm(names)
-
-    names, asked = candidates(extractor, [*layers, "penultimate"]), candidates(extractor, layers)
-    try:
-        names = names if "all" in layers else asked
-        errors = warm(names)
-    except WeightsError as error:
-        if names == asked:
-            raise
-        console.note(f"The penultimate layer is not tried: {error}")
-        names = asked
-        errors = warm(names)
+    names = candidates(extractor, layers)
+    if "all" in layers and "penultimate" not in names:
+        if reason := why_unreadable(extractor, "penultimate", poolings):
+            console.note(f"The penultimate layer is not tried: {reason}")
+        else:
+            names.append("penultimate")
+    errors = extractor.set_params(layers=names)._extraction_of_images([*paths]).warm(names)
     console.leave_out(broken_of(sorted(errors, key=lambda error: error.row or 0), paths))
     good = np.setdiff1d(np.arange(len(paths)), [error.row for error in errors])
     if not len(good) and any(photo.was_read for photo in console.broken):
@@ -233,7 +228,9 @@ def candidates(extractor: PretrainedFeatureExtractor, layers: Sequence[str | int
     return list(dict.fromkeys(layer.label for spec in layers for layer in architecture.resolve(spec)))
 
 
-def is_vector(extractor: PretrainedFeatureExtractor, layer: str) -> bool:
-    """Whether a layer puts out vectors, which no pooling changes."""
-    (found,) = extractor._architecture(extractor._spec()).resolve(layer)
-    return found.layout == "vector"
+def poolings_of(extractor: PretrainedFeatureExtractor, layer: str, poolings: Sequence[str]) -> list[str | list[str]]:
+    """Poolings of one layer, "auto" resolved; the first alone of vectors, which no pooling changes."""
+    architecture = extractor._architecture(extractor._spec())
+    (found,) = architecture.resolve(layer)
+    several = poolings[:1] if found.layout == "vector" else poolings
+    return [FeaturePlan.of([found], how, 1, None, architecture.usual_poolings).pooling for how in several]

@@ -30,7 +30,7 @@ from featx.cli.options import (
 )
 from featx.cli.outcomes import Console, table
 from featx.cli.photos import list_labelled
-from featx.cli.scoring import Score, compute_once, folds_for, is_vector, scores_of
+from featx.cli.scoring import Score, compute_once, folds_for, poolings_of, scores_of
 from featx.estimators.extractor import PretrainedFeatureExtractor
 
 
@@ -158,7 +158,7 @@ def _search(
     scores, efforts = list[Score](), list[Effort]()
     for name, extractor in extractors.items():
         before, started = TALLY.n_images, time.perf_counter()
-        names, good = compute_once(extractor, layers, paths, console)
+        names, good = compute_once(extractor, layers, poolings, paths, console)
         passed = time.perf_counter()
         paths, y = [paths[row] for row in good.tolist()], y[good]
         scores += scores_of(extractor, _choices(extractor, names, poolings), paths, y, folds_for(y, n_folds))
@@ -166,9 +166,12 @@ def _search(
     return paths, y, scores, efforts
 
 
-def _choices(extractor: PretrainedFeatureExtractor, names: list[str], poolings: list[str]) -> list[tuple[str, str]]:
-    """Layers with every pooling; vectors, which have nothing to pool, once."""
-    return [(name, how) for name in names for how in (poolings[:1] if is_vector(extractor, name) else poolings)]
+def _choices(
+    extractor: PretrainedFeatureExtractor, names: list[str], poolings: list[str]
+) -> list[tuple[str, str | list[str]]]:
+    """Layers with every pooling, each once: vectors have nothing to pool, and "auto" may be among the others."""
+    found = [(name, how) for name in names for how in poolings_of(extractor, name, poolings)]
+    return [choice for i, choice in enumerate(found) if choice not in found[:i]]
 
 
 def _show(found: Found, console: Console) -> None:

@@ -332,7 +332,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         X : array-like of n images
             As in :meth:`transform`.
         layers : str, int, list of these or None, default=None
-            More layers to keep, as the parameter ``layers`` takes them, each in avg, max and gem pooling. None keeps
+            More layers to keep, as the parameter ``layers`` takes them, each in all poolings of one row. None keeps
             what the store's ``keep`` says, and what this estimator is set to.
 
         Returns

@@ -159,8 +159,8 @@ class LayerScoreDisplay(Display):
         X : array-like of n images
         y : array-like of shape (n,)
         layers : list or None, default=None
-            Values of the parameter ``layers`` to try; None takes every stage, and the penultimate layer unless a file
-            of weights has nothing for it.
+            Values of the parameter ``layers`` to try; None takes every stage, and the penultimate layer unless it
+            cannot be pooled or a file of weights has nothing for it.
         poolings : sequence of str, default=("avg",)
         classifier : estimator or None, default=None
             What follows a bare extractor; None standardises its features and takes a logistic regression with C=0.01.
@@ -175,6 +175,8 @@ class LayerScoreDisplay(Display):
         """
         from sklearn.model_selection import GridSearchCV
 
+        from featx.activations.trying import why_unreadable
+
         caller = f"{cls.__name__}.from_estimator"
         check_matplotlib(caller, ax)
         check_labelled(y)
@@ -182,7 +184,9 @@ class LayerScoreDisplay(Display):
         ((name, extractor),) = _extractors(model, caller).items()
         prefix = name and f"{name}__"
         if layers is None:
-            layers = _readable_layers(extractor)
+            unreadable = why_unreadable(extractor, "penultimate", poolings)
+            stages = extractor._architecture(extractor._spec()).stages
+            layers = stages if unreadable else [*stages, "penultimate"]
         grid = {f"{prefix}layers": list(layers), f"{prefix}pooling": list(poolings)}
         with _cached(model, extractor, prefix), one_thread():
             search = GridSearchCV(model, grid, cv=cv, scoring=scoring, refit=False, error_score="raise").fit(X, y)
@@ -222,20 +226,6 @@ class LayerScoreDisplay(Display):
         ax.set_xlabel("layer, from input to output")
         ax.set_ylabel(self.score_name, **PLAIN)
         return self
-
-
-def _readable_layers(extractor: Any) -> list[str]:
-    """Stages, and the penultimate layer where its weights are there."""
-    from featx.activations.engine import DTYPES
-    from featx.activations.plan import unset_before
-    from featx.system.devices import resolve_device
-
-    spec = extractor._spec()
-    architecture, missing = extractor._architecture(spec), frozenset[str]()
-    if spec.weights.kind == "file":
-        missing = spec.load(resolve_device(extractor.device), DTYPES[extractor.precision]).missing
-    last = [] if unset_before(architecture.penultimate, architecture, missing) else ["penultimate"]
-    return [*architecture.stages, *last]
 
 
 def _name_of_layers(cv_results: Mapping[str, Any], given: str | None) -> str:

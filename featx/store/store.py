@@ -46,7 +46,8 @@ class FeatureStore:
         longest ago make room, then images used longest ago.
     keep : {"stages", "blocks", "asked"}, default="stages"
         What one pass of an image keeps beside what was asked for: the penultimate layer and every stage, or every
-        trunk block too, each in avg, max and gem pooling; or nothing. More takes more disk and saves later passes.
+        trunk block too, each in avg, max and gem pooling and, where there is one, its class token; or nothing. More
+        takes more disk and saves later passes.
 
     Raises
     ------

@@ -14,6 +14,7 @@ from featx.activations.engine import check_weights_reach
 from featx.activations.plan import FeaturePlan
 from featx.backbones.layers import Architecture
 from featx.backbones.networks import Network, NetworkSpec
+from featx.backbones.tokens import scopes_of
 from featx.system.devices import fill, move, to_host
 from featx.system.randomness import private_generator
 from featx.training.split import Split
@@ -159,7 +160,9 @@ class Built:
         first: dict[str, int] = {}
         for position, call in enumerate(architecture.calls):
             for name in call.names:
-                first.setdefault(name, position)
+                # What surrounds it has begun by then, and may have used values of its own.
+                for scope in scopes_of(name):
+                    first.setdefault(scope, position)
         assert self.module is not None
         return {name: sum(end > first.get(name, 0) for end in ends) for name, _ in self.module.named_modules()}
 
