@@ -156,7 +156,7 @@ def check_pooling(layer: Layer, pooling: str, grid: int) -> None:
     if pooling == "cls" and layer.layout != "vector" and not layer.has_class_token:
         raise LayerError(
             f'A layer with a class token is expected for pooling="cls", got layer {layer.label!r} of layout '
-            f'{layer.layout} without one. Use "avg", "max" or "gem".'
+            f'{layer.layout} without one. Use "avg", "max", "gem" or "auto".'
         )
     if pooling == "map" and layer.layout not in ("NCHW", "NHWC", "tokens"):
         raise LayerError(

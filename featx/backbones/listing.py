@@ -20,7 +20,8 @@ def list_layers(backbone: object = "resnet18", *, kind: str = "stages", image_si
     backbone : str, callable or nn.Module, default="resnet18"
         As in PretrainedFeatureExtractor.
     kind : {"stages", "blocks", "modules"}, default="stages"
-        ``"stages"``: the output of the last trunk block at each reduction, what a stage index counts; ``"blocks"``:
+        ``"stages"``: what a stage index counts, the output of the last trunk block at each reduction, or of four blocks
+        by depth (at each quarter) where a network has one reduction, as vision transformers do; ``"blocks"``:
         every block of the trunk; ``"modules"``: everything that runs, ``"NAME#2"`` being the second call of a module.
 
     image_size : int or None, default=None

@@ -16,7 +16,8 @@ from featx.cli.outcomes import Console, table
     type=click.Choice(KINDS),
     default="stages",
     show_default=True,
-    help="The last block at each reduction, every block of the trunk, or everything that runs.",
+    help="The last block at each reduction (four blocks by depth in vision transformers), every block of the trunk, or "
+    "everything that runs.",
 )
 @click.option(
     "--image-size", type=click.IntRange(1), help="Side in pixels that the network sees.  [default: as it was trained]"

@@ -23,7 +23,7 @@ _INTERRUPTED = 130
 # Errors whose message says all; of others the kind helps too.
 _PLAIN = (FeatxError, ValueError, OSError)
 _PARAMETER = re.compile(
-    r"\b(backbone|weights|layers|pooling|image_size|precision|decode|freeze|epochs|device|batch_size|n_jobs|pixel_range"
+    r"\b(backbone|weights|layers|pooling|image_size|precision|decode|freeze|epochs|device|engine|batch_size|n_jobs|pixel_range"
     r"|fourth_band)=(?=\S)"
 )
 # A file and a key of its content, and a range of values, as the library writes them.

@@ -66,13 +66,13 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         module's qualified name as PyTorch prints it (``"NAME#2"`` for its second call), a list of these (columns in
         that order), or ``"all"`` for every stage. See :func:`featx.list_layers`.
     pooling : {"avg", "max", "gem", "cls", "flatten", "map", "auto"} or list of str, default="avg"
-        How a spatial or token layer becomes a row; vectors pass unchanged. ``"gem"`` is the generalised mean with
-        p = 3 [1]_, ``"cls"`` the class token, ``"flatten"`` everything (large), ``"map"`` gives an array of shape
-        (n, height, width, channels), several layers brought to the first one's grid. A list of avg, max, gem and cls,
-        such as ``["cls", "avg"]``, puts them side by side, layer by layer, each normalised alone, and a vector once.
-        ``"auto"`` is what those who published the network use: the class token with the average beside it for DINOv2,
-        what timm's ``global_pool`` says, the class token of other transformers, and the average where there is none.
-        avg, max, gem and map leave out class and register tokens, whose number the network tells (timm's
+        How a spatial or token layer becomes a row; vectors, such as the penultimate layer of most networks, pass
+        unchanged. ``"gem"`` is the generalised mean with p = 3 [1]_, ``"cls"`` the class token, ``"flatten"`` all of it
+        (large), ``"map"`` gives an array (n, height, width, channels), several layers brought to the first one's grid.
+        A list of avg, max, gem and cls, such as ``["cls", "avg"]``, puts them side by side, layer by layer, each
+        normalised alone. ``"auto"`` is what those who published the network use: class token and average for DINOv2
+        (of ``layers="norm"``), timm's ``global_pool``, else the class token, or the average where there is none. avg,
+        max, gem and map leave out class and register tokens, whose number the network tells (timm's
         ``num_prefix_tokens``, parameters called ``cls_token``, ``register_tokens``, ...). Where nothing tells, set
         ``num_prefix_tokens`` on the module; tokens behind those of the image are kept by ``"flatten"`` alone, and
         otherwise refused.
@@ -136,9 +136,9 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         time, and for which the network is exported once (seconds, and torch 2.9 or later; ``pip install
         "featx[onnx]"``). ``"auto"`` takes onnxruntime where the images to be computed are many enough to repay the
         export, or where a ``cache`` has it already, and torch otherwise, as for other devices and precisions and for
-        networks with code from outside of torch, torchvision and timm; ``verbose=1`` says why. An exported network is
-        used only if its rows agree with torch's. Which engine it is changes features by less than 1e-5 of their norm;
-        the same to the last bit they are where an engine is named, on one machine.
+        networks with code from outside of torch, torchvision and timm, of which ``verbose=1`` tells. An exported
+        network is used only if its rows agree with torch's. Which engine it is changes features by less than 1e-5 of
+        their norm, and engines share a ``cache``; without one, a named engine gives the same bits on one machine.
     batch_size : int, default=32
         Images decoded and computed together; on a CPU they pass through the network in smaller pieces where that is
         faster. Changes speed and memory, never a result.

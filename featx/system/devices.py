@@ -195,7 +195,7 @@ def resolve_device(device: str | None) -> str:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"A device that torch can use here is expected, got device={device!r}: {str(error).splitlines()[0]} "
-            "Use device=None to take the best there is."
+            "Leave device out to take the best there is."
         ) from error
     return device
 
