@@ -277,7 +277,7 @@ def test_charts_show_the_scores_of_every_choice(found: Found, tmp_path: Path, mo
     )
     write_report(found, tmp_path / "report.html")
     (display,) = drawn
-    assert list(display.layers) == list_layers("featx_micro")
+    assert list(display.layers) == [*list_layers("featx_micro"), "penultimate"]
     assert list(display.poolings) == ["avg", "max"]
     for score in found.ranked:
         line, place = display.poolings.index(score.pooling), display.layers.index(score.layer)

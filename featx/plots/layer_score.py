@@ -58,7 +58,7 @@ class LayerScoreDisplay(Display):
     >>> extractor = PretrainedFeatureExtractor("featx_micro", image_shape=(8, 8), pixel_range=(0, 16))
     >>> display = LayerScoreDisplay.from_estimator(extractor, X[:60], y[:60], cv=3)
     >>> display.layers
-    ['features.0', 'features.2', 'features.4', 'features']
+    ['features.0', 'features.2', 'features.4', 'features', 'penultimate']
     """
 
     lines_: list[Line2D]
