@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featx.activations.plan import FeaturePlan
-from featx.activations.pooling import pool, width_of
+from featx.activations.pooling import pool_together, width_of
 from featx.backbones.layers import Layer
 from featx.exceptions import LayerError
 
@@ -20,6 +20,11 @@ def layer_for(output: torch.Tensor, layout: str, prefix: int = 0, label: str = "
     shape = tuple(output.shape)
     grid = (math.isqrt(shape[1] - prefix),) * 2 if layout == "tokens" else None
     return Layer(label, label, 1, "output", shape, layout, prefix, 1, grid, has_class_token=prefix > 0)
+
+
+def pool(output: torch.Tensor, layer: Layer, pooling: str, grid: int) -> torch.Tensor:
+    (rows,) = pool_together(output, layer, [(pooling, grid)])
+    return rows
 
 
 def in_layout(cells: torch.Tensor, layout: str) -> tuple[torch.Tensor, Layer]:

@@ -19,7 +19,7 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from featx import FineTuneClassifier
-from featx.activations.pooling import pool
+from featx.activations.pooling import pool_together
 from featx.activations.taps import read
 from featx.backbones.layers import Architecture, Layer
 from featx.backbones.networks import network_spec
@@ -51,7 +51,8 @@ def network(model: str) -> tuple[nn.Module, Architecture, torch.Tensor]:
 
 def through_rows(values: torch.Tensor, layer: Layer) -> torch.Tensor:
     """Values as they come back from where features are kept: flat rows, given their shape again."""
-    return unflatten(layer)(pool(values, layer, "flatten", 1))
+    (rows,) = pool_together(values, layer, [("flatten", 1)])
+    return unflatten(layer)(rows)
 
 
 def values_at(module: nn.Module, images: torch.Tensor, layer: Layer) -> torch.Tensor:

@@ -43,27 +43,23 @@ def names_of_poolings(pooling: object) -> tuple[str, ...]:
     return names
 
 
-def pool(output: torch.Tensor, layer: Layer, pooling: str, grid: int) -> torch.Tensor:
+def pool_together(output: torch.Tensor, layer: Layer, poolings: Sequence[tuple[str, int]]) -> list[torch.Tensor]:
     """Reduce what a layer put out, in float32, sharing no memory with it.
+
+    Several poolings cost little more than one.
 
     Parameters
     ----------
     output : tensor of shape (n, ...)
         As the network made it, in ``layer.layout``; may be overwritten by the network later.
     layer : Layer
-    pooling : {"avg", "max", "gem", "cls", "flatten", "map"}
-    grid : int
-        Cells per side for avg, max and gem.
+    poolings : sequence of (str, int)
+        Names, but "auto", each with its cells per side, which count for avg, max and gem.
 
     Returns
     -------
-    rows : tensor of shape (n, width), or (n, height, width, channels) for "map"
+    rows : list of tensor of shape (n, width), or (n, height, width, channels) for "map"
     """
-    return pool_together(output, layer, [(pooling, grid)])[0]
-
-
-def pool_together(output: torch.Tensor, layer: Layer, poolings: Sequence[tuple[str, int]]) -> list[torch.Tensor]:
-    """As `pool`, several poolings (with their grids) of one output at little more than the cost of one."""
     found: dict[int, torch.Tensor] = {}
     over_cells = [i for i, (name, _) in enumerate(poolings) if name in GRID_POOLINGS and layer.layout != "vector"]
     if over_cells:
@@ -73,7 +69,7 @@ def pool_together(output: torch.Tensor, layer: Layer, poolings: Sequence[tuple[s
 
 
 def pool_in_one_piece(output: torch.Tensor, layer: Layer, pooling: str, grid: int) -> torch.Tensor:
-    """As `pool`, with nothing that depends on the number of rows, for whoever traces it."""
+    """One pooling, as `pool_together`, with nothing that depends on the number of rows, for whoever traces it."""
     if pooling in GRID_POOLINGS and layer.layout != "vector":
         return _over_grid(as_cells(output, layer).to(torch.float32), pooling, grid, None).flatten(1)
     return _rearranged(output, layer, pooling)
@@ -128,7 +124,7 @@ def as_cells(output: torch.Tensor, layer: Layer) -> torch.Tensor:
 
 
 def width_of(layer: Layer, pooling: str, grid: int) -> int:
-    """Entries per row that ``pool`` makes of a layer; channels for "map"."""
+    """Entries per row that ``pool_together`` makes of a layer; channels for "map"."""
     if layer.layout == "vector" or pooling in ("cls", "map"):
         return layer.channels
     if pooling == "flatten":

@@ -22,14 +22,12 @@ class Slopes:
 
     Attributes
     ----------
-    scores : tensor of shape (n_outputs,)
     values : tensor of shape (channels, height, width)
         What the layer puts out.
     slopes : tensor of shape (n_chosen, channels, height, width)
         Derivatives of the chosen scores with respect to the values.
     """
 
-    scores: torch.Tensor
     values: torch.Tensor
     slopes: torch.Tensor
 
@@ -98,6 +96,5 @@ def _at(
             slopes = [torch.autograd.grad(scores[i], kept[0], retain_graph=True)[0] for i in chosen]
     finally:
         handle.remove()
-    with torch.no_grad():
-        cells = [as_cells(part, place)[0] for part in (kept[0], *slopes)]
-    return Slopes(scores.detach(), cells[0].detach(), torch.stack(cells[1:]))
+    cells = [as_cells(part, place)[0] for part in (kept[0].detach(), *slopes)]
+    return Slopes(cells[0], torch.stack(cells[1:]))

@@ -149,7 +149,7 @@ def hold_images(items: Items, preprocessing: Preprocessing, n_jobs: int | None, 
 
 
 def unflatten(layer: Layer) -> Callable[[torch.Tensor], torch.Tensor]:
-    """From flat rows, as `pool` makes them, to what the layer puts out."""
+    """From flat rows, as `pool_together` makes them, to what the layer puts out."""
 
     def restore(rows: torch.Tensor) -> torch.Tensor:
         shape = layer.shape[1:]
