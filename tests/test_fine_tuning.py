@@ -41,7 +41,8 @@ from torch import nn
 
 from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor
 from featx.exceptions import ImageError, LayerError, OutOfMemory
-from featx.training import loop, values
+from featx.training import values
+from featx.training.classification import CrossEntropy
 from featx.training.model import Model
 
 DIGITS = load_digits()
@@ -921,7 +922,7 @@ def test_too_little_memory_is_told_in_words_that_help(monkeypatch: pytest.Monkey
     def too_much(*_: object, **__: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(loop, "losses", too_much)
+    monkeypatch.setattr(CrossEntropy, "__call__", too_much)
     with pytest.raises(OutOfMemory, match=r"batch_size=8.*freeze=-1") as caught:
         fitted.fit(X, Y)
     assert isinstance(caught.value, MemoryError | RuntimeError)

@@ -30,7 +30,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor
-from featx.training.targets import losses
+from featx.training.classification import CrossEntropy
 
 DIGITS = load_digits()
 X, Y = DIGITS.images[:48], np.array(["low", "middle", "high"])[DIGITS.target[:48] % 3]
@@ -250,6 +250,7 @@ def test_loss_of_mixed_classes_is_their_cross_entropy_whatever_is_summed_up(smoo
     probability, target = 1 / (1 + np.exp(-scores)), labels * (1 - smoothing) + smoothing / 2
     of_labels = -(target * np.log(probability) + (1 - target) * np.log(1 - probability)).mean(1)
     for codes, multilabel, wanted in ((shares, False, expected), (labels, True, of_labels)):
-        given = torch.from_numpy(scores), torch.from_numpy(codes), smoothing
-        np.testing.assert_allclose(losses(*given, multilabel=multilabel).numpy(), wanted)
-        assert float(losses(*given, multilabel=multilabel, mean=True)) == pytest.approx(wanted.mean())
+        loss = CrossEntropy(3, multilabel, smoothing)
+        given = torch.from_numpy(scores), torch.from_numpy(codes)
+        np.testing.assert_allclose(loss(*given).numpy(), wanted)
+        assert float(loss(*given, mean=True)) == pytest.approx(wanted.mean())

@@ -401,7 +401,7 @@ def test_layer_scores_are_shared_out_as_joblib_is_told(recorded: list[tuple[set[
 def test_a_head_starts_from_fits_on_one_thread(
     multilabel: bool, recorded: list[tuple[set[int], int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featx.training.tuned.LogisticRegression", Recorder)
+    monkeypatch.setattr("featx.training.classification.LogisticRegression", Recorder)
     X, y = images()
     labels = np.eye(3, dtype=int)[y] if multilabel else y
     FineTuneClassifier("featx_micro", freeze="all", epochs=1, random_state=0).fit(X, labels)

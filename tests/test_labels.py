@@ -19,8 +19,8 @@ from sklearn.multioutput import MultiOutputClassifier
 
 from featx import FineTuneClassifier, PretrainedFeatureExtractor
 from featx.plots import EmbeddingDisplay, LayerScoreDisplay, MistakesDisplay
+from featx.training.classification import Labels
 from featx.training.labels import check_labelled
-from featx.training.targets import Labels
 from featx.training.validation import hold_out
 
 mpl.use("agg")

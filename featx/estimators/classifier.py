@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from numbers import Real
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from sklearn.base import ClassifierMixin, TransformerMixin, _fit_context
-from sklearn.utils.validation import _check_feature_names_in
+from sklearn.base import ClassifierMixin, _fit_context
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from featx.estimators.tuning import TunedEstimator
 from featx.exceptions import ImageError
@@ -17,10 +18,10 @@ from featx.store import FeatureStore
 from featx.system.compat import with_callbacks
 
 if TYPE_CHECKING:
-    from featx.estimators.extractor import PretrainedFeatureExtractor
+    from featx.training.classification import Classes, Labels
 
 
-class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # type: ignore[misc]
+class FineTuneClassifier(ClassifierMixin, TunedEstimator):  # type: ignore[misc]
     """A pretrained network with a new output layer, fine-tuned with cross-entropy.
 
     The output layers are replaced by a new head; the front of the network, up to ``freeze``, stays exactly as it was,
@@ -148,6 +149,19 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
     (2,)
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **TunedEstimator._parameter_constraints,
+        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+        "class_weight": [dict, list, StrOptions({"balanced"}), None],
+    }
+
+    _way_out = (
+        'Remove it (featx.find_unreadable lists all such rows), or set on_error="nan": fit leaves it out, '
+        "predict_proba gives NaN."
+    )
+    _saved_as = "FineTuneClassifier"
+    _probe_strength = 0.01  # C of logistic regression
+
     def __init__(
         self,
         backbone: Any = "resnet18",
@@ -269,12 +283,10 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         ValueError
             X, y or a parameter is wrong. An unreadable image raises :class:`featx.exceptions.ImageError`, one of them.
         """
-        from featx.training.targets import Labels
-
         start = self.tensors_ if self.warm_start and hasattr(self, "tensors_") else None
         items = self._items(X, reset=True, in_full=self.augment is not None)
-        labels = Labels.of(type(self).__name__, y)
-        same_kind = start is None or self._multilabel == (labels.codes.ndim == 2)
+        labels = self._labels(y)
+        same_kind = start is None or self._multilabel == labels.multilabel
         if start is not None and not (same_kind and np.array_equal(labels.classes, self.classes_)):
             raise ValueError(
                 f"The classes of the last fit, {self.classes_.tolist()}, are expected with warm_start=True, got "
@@ -300,14 +312,13 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         self
         """
         from featx.training.labels import is_multilabel
-        from featx.training.targets import Labels
 
         first = not hasattr(self, "tensors_")
         if first and classes is None and not is_multilabel(y):
             raise ValueError("All labels are expected in the first call of partial_fit, got classes=None. Pass them.")
         items = self._items(X, reset=first, in_full=self.augment is not None)
-        labels = Labels.of(type(self).__name__, y, classes if first else self.classes_)
-        if not first and (labels.codes.ndim == 2, len(labels.classes)) != (self._multilabel, len(self.classes_)):
+        labels = self._labels(y, classes if first else self.classes_)
+        if not first and (labels.multilabel, len(labels.classes)) != (self._multilabel, len(self.classes_)):
             raise ValueError(f"Labels as in the first call are expected: {len(self.classes_)} classes.")
         self._train(items, labels, sample_weight, None if first else self.tensors_, given=(X, y), once=True)
         return self
@@ -356,7 +367,7 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         """
         import torch
 
-        from featx.training.targets import probabilities
+        from featx.training.classification import probabilities
 
         return probabilities(torch.from_numpy(self._as_fitted()._outputs(X, scores=True)), self._multilabel)
 
@@ -377,41 +388,27 @@ class FineTuneClassifier(ClassifierMixin, TransformerMixin, TunedEstimator):  # 
         binary = len(self.classes_) == 2 and not self._multilabel
         return scores[:, 1] - scores[:, 0] if binary else scores
 
-    def transform(self, X: Any) -> np.ndarray:
-        """Features that the head reads, from the tuned network.
+    def _labels(self, y: Any, classes: Any = None) -> Labels:
+        from featx.training.classification import Labels
 
-        Parameters
-        ----------
-        X : array-like of n images
-            As in :meth:`fit`.
+        how = {"class_weight": self.class_weight, "label_smoothing": self.label_smoothing}
+        return Labels.of(type(self).__name__, y, classes, **how)
 
-        Returns
-        -------
-        features : ndarray of shape (n, n_features), float32
-        """
-        return self._as_fitted()._outputs(X, scores=False)
+    def _meaning(self) -> Classes:
+        from featx.training.classification import Classes
 
-    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Names of the columns of :meth:`transform`, as in :class:`PretrainedFeatureExtractor`."""
-        fitted = self._as_fitted()
-        if hasattr(self, "n_features_in_"):
-            _check_feature_names_in(self, input_features)
-        return fitted._model(None).plan.names()
+        return Classes(self.classes_, self._multilabel)
 
-    def to_extractor(self) -> PretrainedFeatureExtractor:
-        """A transformer that gives the features of the tuned network.
+    def _set_meaning(self, meaning: Classes) -> None:
+        self.classes_, self._multilabel = meaning.classes, meaning.multilabel
 
-        Returns
-        -------
-        extractor : PretrainedFeatureExtractor
-            With the tuned network as its ``backbone``, and otherwise the same parameters.
-        """
-        from featx.estimators.extractor import PretrainedFeatureExtractor
+    @staticmethod
+    def _meaning_of(stored: dict[str, Any]) -> Classes:
+        from featx.training.classification import Classes
 
-        return PretrainedFeatureExtractor(**self._as_fitted()._shared_params(PretrainedFeatureExtractor().get_params()))
+        return Classes.from_json(stored)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
-        tags.transformer_tags.preserves_dtype = ["float32"]
         return tags

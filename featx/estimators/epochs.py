@@ -11,16 +11,16 @@ from tqdm.auto import tqdm
 if TYPE_CHECKING:
     from featx.training.loop import History
     from featx.training.model import Tensors
-    from featx.training.targets import Labels
+    from featx.training.targets import Meaning
 
 
 class EpochWatch:
     """Tells scikit-learn's callbacks of every epoch, and shows them in a progress bar."""
 
     def __init__(
-        self, estimator: Any, labels: Labels, epochs: int, shape: tuple[int, int, int], X: Any, y: Any
+        self, estimator: Any, meaning: Meaning, epochs: int, shape: tuple[int, int, int], X: Any, y: Any
     ) -> None:
-        self._estimator, self._labels, self._shape, self._given = estimator, labels, shape, {"X": X, "y": y}
+        self._estimator, self._meaning, self._shape, self._given = estimator, meaning, shape, {"X": X, "y": y}
         self._context = estimator._init_callback_context(max_subtasks=epochs)
         self._bar = tqdm(total=epochs, unit="epoch", desc="epochs", disable=not estimator.verbose)
 
@@ -39,7 +39,7 @@ class EpochWatch:
 
         def fitted() -> dict[str, Any]:
             done = clone(self._estimator)
-            done._set_fitted(self._labels, tensors(), history, self._shape, goes_on=False)
+            done._set_fitted(self._meaning, tensors(), history, self._shape, goes_on=False)
             return {name: value for name, value in vars(done).items() if name not in done.get_params(deep=False)}
 
         self._bar.set_postfix(loss=history.columns["loss"][-1])

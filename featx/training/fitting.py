@@ -20,7 +20,6 @@ from featx.training.loop import Diverged, History, Loop, Settings, outputs_of
 from featx.training.model import Built, Model, Tensors
 from featx.training.schedule import make_optimizer
 from featx.training.targets import Targets
-from featx.training.tuned import probe
 from featx.training.values import Held, Streamed, StreamedFront, Values, hold, hold_images
 
 # With hidden layers, the head alone is trained for so many steps at this rate before the rest.
@@ -85,8 +84,8 @@ class Recipe:
     settings : Settings
     optimizer, learning_rate, layer_decay, weight_decay
         As in FineTuneClassifier.
-    probe_c : float or None
-        C of the logistic regression that the head starts from; None starts it at random.
+    probe_strength : float or None
+        How much the linear model that the head starts from is regularised, in its own words; None starts it at random.
     augmentation : Augmentation or None
     views : int
         Views of each image; 0 for a new one in every epoch.
@@ -98,7 +97,7 @@ class Recipe:
     learning_rate: float
     layer_decay: float
     weight_decay: float
-    probe_c: float | None
+    probe_strength: float | None
     augmentation: Augmentation | None
     views: int
     verbose: int
@@ -141,7 +140,7 @@ def fit(
     with closing(model.build(start, recipe.settings.seed)) as built:
         if recipe.verbose and built.module is not None:
             model.spec.load(model.device, torch.float32).tell_note()
-        if start is None and recipe.probe_c is not None:
+        if start is None and recipe.probe_strength is not None:
             _start_head(built, source, values, targets, recipe)
         loop = _loop(built, values, targets, recipe, validation, after_epoch)
         try:
@@ -219,8 +218,8 @@ def _start_head(built: Built, source: Source, values: Values, targets: Targets, 
     check_features(rows, source.items, source.preprocessing, built.model, recipe.settings.precision)
     *hidden, out = (layer for layer in built.head if isinstance(layer, nn.Linear))
     if not hidden:
-        assert recipe.probe_c is not None
-        return probe(rows, targets.codes, targets.weights, recipe.probe_c, out)
+        assert recipe.probe_strength is not None
+        return targets.loss.probe(rows, targets.values, targets.weights, recipe.probe_strength, out)
     alone = Built(built.model, None, built.head)
     settings = recipe.settings
     n_batches = -(-len(rows) // settings.batch_size)

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from featx.activations.engine import DTYPES
 from featx.system.devices import autocast, gradient_scaler, in_memory, move, to_host, undisturbed
 from featx.system.randomness import Draws
 from featx.training.schedule import Schedule
-from featx.training.targets import Targets, losses
+from featx.training.targets import Targets
 from featx.training.tuned import TunedNetwork
 from featx.training.values import Values
 
@@ -26,7 +25,7 @@ class Settings:
 
     Attributes
     ----------
-    epochs, batch_size, lr_schedule, warmup, max_grad_norm, label_smoothing, mixup, ema, n_iter_no_change
+    epochs, batch_size, lr_schedule, warmup, max_grad_norm, mixup, ema, n_iter_no_change
         As in FineTuneClassifier; `n_iter_no_change` None trains to the end.
     device, precision : str
     seed : int
@@ -37,7 +36,6 @@ class Settings:
     lr_schedule: str
     warmup: float
     max_grad_norm: float | None
-    label_smoothing: float
     mixup: float
     ema: float | None
     n_iter_no_change: int | None
@@ -116,8 +114,7 @@ class Loop:
         self._scaler = gradient_scaler(settings.device, settings.dtype, first=2.0**10)
         self._order = torch.Generator().manual_seed(settings.seed)
         self._mixing = np.random.default_rng(settings.seed)
-        kind = torch.float32 if self.targets.multilabel else torch.int64
-        self._codes = move(torch.from_numpy(self.targets.codes), settings.device, kind)
+        self._targets = move(torch.from_numpy(self.targets.values), settings.device, self.targets.loss.dtype)
         weights = torch.from_numpy(self.targets.weights).float()
         self._weights = None if bool((weights == 1).all()) else move(weights, settings.device)
         network = self.network(True)
@@ -125,7 +122,7 @@ class Loop:
         self._drawing = self._draws.drawn_from if network.may_draw else nullcontext
         self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self._mean = _MovingAverage(self._live, settings.ema) if settings.ema else None
-        n_batches = len(_split(np.arange(len(self.targets.codes)), settings.batch_size))
+        n_batches = len(_split(np.arange(len(self.targets.values)), settings.batch_size))
         self._n_batches = n_batches
         self._schedule = Schedule(settings.lr_schedule, settings.warmup, settings.epochs * n_batches)
 
@@ -162,7 +159,7 @@ class Loop:
 
     def _epoch(self, epoch: int) -> float:
         network = self.network(True)
-        order = torch.randperm(len(self._codes), generator=self._order).numpy()
+        order = torch.randperm(len(self._targets), generator=self._order).numpy()
         batches = _split(order, self.settings.batch_size)
         found = []
         with closing(self.values.iter_batches(batches, epoch)) as stream:
@@ -173,17 +170,17 @@ class Loop:
     def _step(self, network: TunedNetwork, values: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
         device = self.settings.device
         values, rows = move(values, device), move(rows, device)
-        codes = self._codes.index_select(0, rows)
+        targets = self._targets.index_select(0, rows)
         if self.settings.mixup:
-            values, codes = self._mixed(values, codes)
+            values, targets = self._mixed(values, targets)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self._schedule.share(step)
         for parameter in self._trained:
             parameter.grad = None  # what the optimiser's zero_grad does, and several times as fast
         with self._drawing(), undisturbed(device):
             with autocast(device, self.settings.dtype):
-                scores = network(values)
-            each = self._losses(scores.float(), codes, mean=self._weights is None)
+                outputs = network(values)
+            each = self.targets.loss(outputs.float(), targets, mean=self._weights is None)
             loss = each if self._weights is None else (each * self._weights[rows]).mean()
             self._scaler.scale(loss).backward()
         if self.settings.max_grad_norm is not None:
@@ -195,30 +192,24 @@ class Loop:
             self._mean.update()
         return each.detach().expand(len(rows))
 
-    def _losses(self, scores: torch.Tensor, codes: torch.Tensor, mean: bool = False) -> torch.Tensor:
-        return losses(scores, codes, self.settings.label_smoothing, multilabel=self.targets.multilabel, mean=mean)
-
-    def _mixed(self, values: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pairs of images in one proportion, in values and in classes (mixup)."""
+    def _mixed(self, values: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pairs of images in one proportion, in values and in targets (mixup)."""
         share = float(self._mixing.beta(self.settings.mixup, self.settings.mixup))
         partner = move(torch.from_numpy(self._mixing.permutation(len(values))), self.settings.device)
-        if codes.ndim == 1:
-            codes = F.one_hot(codes, self.targets.n_classes).float()
-        return values.lerp(values[partner], 1 - share), codes.lerp(codes[partner], 1 - share)
+        targets = self.targets.loss.mixable(targets)
+        return values.lerp(values[partner], 1 - share), targets.lerp(targets[partner], 1 - share)
 
     def _validate(self) -> tuple[float, float]:
         assert self.validation is not None
         values, targets = self.validation
         trained = None if self._mean is None else _copies(self._live)
         _restore(self._live, self._result())
-        scores = outputs_of(self.network(False).scores, values, len(targets.codes), self.settings)
+        outputs = outputs_of(self.network(False).scores, values, len(targets.values), self.settings)
         if trained is not None:
             _restore(self._live, trained)
-        codes = torch.from_numpy(targets.codes)
-        codes = codes.float() if targets.multilabel else codes.long()
-        each = self._losses(scores, codes).numpy()
-        right = (scores > 0).eq(codes > 0).all(1) if targets.multilabel else scores.argmax(1).eq(codes)
-        return float(np.average(each, weights=targets.weights)), float(np.average(right, weights=targets.weights))
+        wanted = torch.from_numpy(targets.values).to(targets.loss.dtype)
+        each = targets.loss(outputs, wanted).numpy()
+        return float(np.average(each, weights=targets.weights)), targets.loss.score(outputs, wanted, targets.weights)
 
     def _result(self) -> dict[str, torch.Tensor]:
         return self._live if self._mean is None else self._mean.tensors

@@ -1,4 +1,4 @@
-"""Fitted classifiers as one safetensors file with JSON inside: nothing in it can run."""
+"""Fitted estimators as one safetensors file with JSON inside: nothing in it can run."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from featx.exceptions import WeightsError
 from featx.system.devices import to_host
 
 _KEY = "featx"
+_FIRST = "FineTuneClassifier"  # whose files did not say what they were of
 _KINDS = "biufU"  # of labels: what JSON can hold
 
 
@@ -53,13 +54,13 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"JSON has no {type(value).__name__}")
 
 
-def load_fitted(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What `save_fitted` wrote.
+def load_fitted(path: str | os.PathLike[str], estimator: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """What `save_fitted` wrote of one kind of estimator, by its name.
 
     Raises
     ------
     WeightsError
-        The file is none of ours.
+        The file is none of ours, or another estimator's.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -67,6 +68,8 @@ def load_fitted(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], 
             if _KEY not in metadata:
                 raise ValueError("it holds tensors alone")
             about = json.loads(metadata[_KEY])
+            if (other := about.get("estimator", _FIRST)) != estimator:
+                raise ValueError(f"it is of {other}, whose load takes it")
             # JSON has no tuples, which image_shape and pixel_range usually are.
             about["params"] = {
                 name: tuple(value) if isinstance(value, list) else value for name, value in about["params"].items()
@@ -77,9 +80,19 @@ def load_fitted(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], 
         raise
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise WeightsError(
-            f"A file that FineTuneClassifier.save wrote is expected, got {os.fspath(path)!r}: {error}. "
+            f"A file that {estimator}.save wrote is expected, got {os.fspath(path)!r}: {error}. "
             "Pickles are loaded with joblib.load."
         ) from error
+
+
+def saved_as(path: str | os.PathLike[str]) -> str | None:
+    """The estimator that a file of `save_fitted` is of; None of other files."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            return str(json.loads(metadata[_KEY]).get("estimator", _FIRST)) if _KEY in metadata else None
+    except (SafetensorError, OSError, ValueError):
+        return None
 
 
 def holds_tensors_alone(path: str | os.PathLike[str]) -> bool:
