@@ -1,51 +1,64 @@
-"""How well each way to reuse a pretrained network classifies: frozen features, a trained head, fine-tuning, LP-FT.
+"""How well each way to reuse a pretrained network classifies, and how FineTuneClassifier's defaults were chosen.
 
-    python benchmarks/bench_accuracy.py [--cells ants-bees cifar-10/100 ...] [--rates 1e-4 3e-4 ...] [--quick]
-                                        [--json FILE]
+    python benchmarks/bench_accuracy.py [--cells lite0 "lite0, ants-bees" ...] [--ways probe "freeze=-2 augment=flip"]
+                                        [--development] [--quick] [--json FILE]
 
-squeezenet1_1 with real weights from ``$FEATX_DATA``. Cells: ants-bees (243 photos, five folds, shuffled by the seed),
-and CIFAR-10 with 10, 100 and 1,000 labels a class (drawn by the seed; tested on 2,000 images of its test part, the same
-for all). Every way sees the same images for the same seed, at the same size, and all but Head2Toe the same layer; none
-is tuned on a cell. The table gives accuracies in percent: mean and standard deviation over the seeds, and the mean
-difference to the linear probe by seed, with its standard deviation.
+tf_efficientnet_lite0 with real weights from ``$FEATX_DATA``, three seeds: ants-bees (large photos, 129 to train on),
+CIFAR-10 with 10 and 100 labels a class at 96 pixels, and blood cells cut out of photos by their boxes (at most 1,000,
+balanced accuracy). One seed: CIFAR-10 with 1,000 labels a class, and squeezenet1_1 everywhere. A seed decides which
+photos are trained on and what is drawn at random; what judges is the same for all seeds. Every way sees the same images
+at the same size.
 
-On two cores the whole takes about an hour, half of it fine-tuning on ants-bees. ``--cells`` runs some, ``cifar-10``
-all three of CIFAR-10; ``--rates`` compares learning rates of fine-tuning and LP-FT beside the linear probe, which is
-how the default was chosen (``benchmarks/accuracy.md``). With ``--json`` every score is written as soon as it is there,
-and a run that was broken off goes on where it was. ``--quick`` takes few images and epochs, only to show that all of it
-works. Two processes with OMP_NUM_THREADS=1, for some cells each, are faster than one with two threads.
+The table gives accuracies in percent, mean and standard deviation over the seeds; the difference to the better of the
+probe and the old default with its standard error, over photos and seeds; and seconds, of the fit and the predictions,
+where the pretrained features of these photos are not known yet. Exits with 1 where the default is more than 0.01 and
+more than two standard errors below.
+
+``--development`` judges by photos that the seed leaves of those to train on, none of which judge in the end: there
+recipes are made. A way is one of those in ``WAYS``, or parameters of FineTuneClassifier with their values. With
+``--json`` every result is written as soon as it is there, and a run that was broken off goes on where it was.
+``--quick`` takes few images and one epoch, only to show that all of it works.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
+import sys
 import tempfile
 import time
-import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from _about import about
-from _ways import DATA, WEIGHTS
+from _cells import NETWORKS, TASKS, Task
 from sklearn.base import BaseEstimator
-from sklearn.feature_selection import SelectFromModel
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor
 
-STRENGTH = 0.01  # C of every logistic regression on standardised features
-N_SEEDS, N_FOLDS, N_TEST = 3, 5, 2000
-N_SELECTED = 512  # features that Head2Toe keeps
+PROBE_C = 0.01  # of the logistic regression on standardised features
+# Before the defaults of today.
+OLD_DEFAULT = {"freeze": 0}
+WAYS: dict[str, dict[str, Any]] = {
+    "head only": {"freeze": "all", "linear_probe": False},
+    "freeze=-1": {"freeze": -1},
+    "freeze=-2": {"freeze": -2},
+    "all layers": {"freeze": 0},
+    "default": {},
+    "old default": OLD_DEFAULT,
+}
+PROBE, DEFAULT, OLD = "probe", "default", "old default"
+# The default may be so much below the better of probe and old default, in accuracy or in standard errors.
+TOLERANCE, TOLERATED_ERRORS = 0.01, 2.0
 
-Images = np.ndarray  # of bytes
-Part = tuple[Images, np.ndarray, Images, np.ndarray]  # to train on, and to test on
+Run = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -53,189 +66,201 @@ class Size:
     """How much of everything."""
 
     n_seeds: int
-    n_folds: int
-    n_photos: int | None
     n_test: int
-    ants_bees_size: int  # side in pixels fed to the network
-    cifar_size: int
-    epochs: int | str
+    quick: bool
 
 
-# CIFAR-10 made larger than 32 x 32: with ten labels a class a linear probe is right in 0.34 of all cases at 64 pixels,
-# 0.43 at 96, 0.47 at 128 and 0.49 at 160.
-FULL = Size(N_SEEDS, N_FOLDS, None, N_TEST, 128, 96, "auto")
-QUICK = Size(1, 2, 40, 100, 64, 64, 1)
+FULL = Size(n_seeds=3, n_test=2000, quick=False)
+QUICK = Size(n_seeds=2, n_test=100, quick=True)
+CELLS = [f"{network}, {task}" for network in NETWORKS for task in TASKS]
 
 
-# Cells: for each seed, one part or several whose scores are averaged.
+def seeds_of(cell: str, size: Size) -> range:
+    """Several for the cells that decide."""
+    return range(size.n_seeds if cell.startswith("lite0") and not cell.endswith("/1000") else 1)
 
 
-def read_zip(name: str) -> tuple[Images, np.ndarray]:
-    """Files and classes, in the order of their names."""
-    with zipfile.ZipFile(DATA / "data" / name) as archive:
-        names = sorted(entry for entry in archive.namelist() if entry.endswith(".jpg"))
-        X = np.array([archive.read(entry) for entry in names], dtype=object)
-    return X, np.unique([entry.split("/")[0] for entry in names], return_inverse=True)[1]
-
-
-def some_of_each(y: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """Rows of n images of every class."""
-    rng = np.random.default_rng(seed)
-    return np.concatenate([rng.permutation(np.flatnonzero(y == code))[:n] for code in np.unique(y)])
-
-
-def ants_bees(size: Size) -> Callable[[int], Iterator[Part]]:
-    X, y = read_zip("ants-bees.zip")
-    if size.n_photos is not None:
-        rows = some_of_each(y, size.n_photos // 2, 0)
-        X, y = X[rows], y[rows]
-
-    def parts(seed: int) -> Iterator[Part]:
-        for train, test in StratifiedKFold(size.n_folds, shuffle=True, random_state=seed).split(X, y):
-            yield X[train], y[train], X[test], y[test]
-
-    return parts
-
-
-def cifar(n_labels: int) -> Callable[[Size], Callable[[int], Iterator[Part]]]:
-    def cell(size: Size) -> Callable[[int], Iterator[Part]]:
-        X, y = read_zip("cifar10-train.zip")
-        X_test, y_test = read_zip("cifar10-test.zip")
-        test = some_of_each(y_test, size.n_test // 10, 0)
-
-        def parts(seed: int) -> Iterator[Part]:
-            rows = some_of_each(y, n_labels, seed)
-            yield X[rows], y[rows], X_test[test], y_test[test]
-
-        return parts
-
-    return cell
-
-
-CELLS: dict[str, Callable[[Size], Callable[[int], Iterator[Part]]]] = {
-    "ants-bees": ants_bees,
-    **{f"cifar-10/{n}": cifar(n) for n in (10, 100, 1000)},
-}
+def task_of(cell: str, size: Size) -> Task:
+    task = TASKS[cell.split(", ")[1]](size.n_test)
+    return replace(task, n_each=np.minimum(task.n_each, 8), image_size=64) if size.quick else task
 
 
 # Ways.
 
 
-def make_way(way: str, common: dict[str, Any], epochs: int | str, seed: int) -> BaseEstimator:
+def parameters_of(way: str) -> dict[str, Any]:
+    """Of one in `WAYS`, or as written."""
+    if way in WAYS:
+        return WAYS[way]
+    try:
+        return {name: _value(text) for name, text in (pair.split("=", 1) for pair in way.split())}
+    except ValueError as error:
+        raise SystemExit(f"--ways: {[PROBE, *WAYS]} or parameters like freeze=-2 are expected, got {way!r}.") from error
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def make_way(way: str, common: dict[str, Any], seed: int, quick: bool) -> BaseEstimator:
     """A new estimator; ``common`` are the parameters that decide which features of which images."""
-    linear = LogisticRegression(C=STRENGTH, max_iter=1000)
-    tuning = {"epochs": epochs, "random_state": seed, **common}
-    if way == "linear probe":
+    if way == PROBE:
+        linear = LogisticRegression(C=PROBE_C, max_iter=1000)
         return make_pipeline(PretrainedFeatureExtractor(**common), StandardScaler(), linear)
-    if way == "Head2Toe":  # features of all stages, the most useful of them chosen by a first linear model
-        extractor = PretrainedFeatureExtractor(**common, layers="all", grid=2, normalize="l2")
-        chosen = SelectFromModel(linear, max_features=N_SELECTED, threshold=-np.inf)
-        return make_pipeline(extractor, StandardScaler(), chosen, linear)
-    if way == "head only":
-        return FineTuneClassifier(freeze="all", linear_probe=False, **tuning)
-    start, _, rate = way.partition(AT)
-    return FineTuneClassifier(linear_probe=start == "LP-FT", learning_rate=float(rate) if rate else "auto", **tuning)
-
-
-AT = " at "  # between a way and its learning rate, where it is not the default
-WAYS = ("linear probe", "Head2Toe", "head only", "fine-tuning", "LP-FT")
-
-
-def ways_at(rates: list[float] | None) -> tuple[str, ...]:
-    """All ways; or the linear probe and both kinds of fine-tuning at several learning rates."""
-    if rates is None:
-        return WAYS
-    return (WAYS[0], *(f"{way}{AT}{rate:g}" for way in ("fine-tuning", "LP-FT") for rate in rates))
+    tuning = {"random_state": seed, **common, **parameters_of(way)}
+    return FineTuneClassifier(**tuning | {"epochs": 1} if quick else tuning)
 
 
 # All of them.
 
 
 def measure(
-    cells: list[str],
-    ways: tuple[str, ...],
+    cells: Sequence[str],
+    ways: Sequence[str],
     size: Size,
-    known: dict[str, dict[str, float]],
-    keep: Callable[[dict[str, Any]], None],
-) -> dict[str, dict[str, float]]:
-    """Accuracy and seconds by "cell, way, seed", those known left as they are."""
+    known: dict[str, Run],
+    keep: Callable[[dict[str, Run]], None],
+    development: bool,
+) -> dict[str, Run]:
+    """What each way has right, by "cell, way, seed"; those known are left as they are."""
     runs = dict(known)
-    with tempfile.TemporaryDirectory() as folder:
-        store = FeatureStore(folder)
-        for cell in cells:
-            image_size = size.ants_bees_size if cell == "ants-bees" else size.cifar_size
-            common = {"backbone": "squeezenet1_1", "weights": WEIGHTS, "image_size": image_size, "cache": store}
-            parts = None
-            for seed in range(size.n_seeds):
-                for way in ways:
-                    if f"{cell}, {way}, {seed}" in runs:
-                        continue
-                    parts = parts or CELLS[cell](size)
-                    start, scores = time.perf_counter(), []
-                    for X, y, X_test, y_test in parts(seed):
-                        scores.append(make_way(way, common, size.epochs, seed).fit(X, y).score(X_test, y_test))
-                    seconds = time.perf_counter() - start
-                    runs[f"{cell}, {way}, {seed}"] = {"accuracy": float(np.mean(scores)), "seconds": seconds}
-                    keep(runs)
+    for cell in cells:
+        network = cell.split(", ")[0]
+        task: Task | None = None
+        for seed in seeds_of(cell, size):
+            for way in ways:
+                key = f"{cell}, {way}, {seed}"
+                if key in runs:
+                    continue
+                task = task or task_of(cell, size)
+                runs[key] = _run(way, task, NETWORKS[network], seed, size, development)
+                keep(runs)
+                print(f"{key}: {runs[key]['accuracy']:.4f} in {runs[key]['seconds']:.0f} s", flush=True)
     return runs
 
 
+def _run(way: str, task: Task, network: dict[str, Any], seed: int, size: Size, development: bool) -> Run:
+    part = task.part(seed, development, size.n_test)
+    with tempfile.TemporaryDirectory() as folder:  # each way with a store of its own: none lives off another
+        common = {**network, "image_size": task.image_size, "cache": FeatureStore(folder)}
+        start = time.perf_counter()
+        model = make_way(way, common, seed, size.quick).fit(part.X, part.y)
+        fitted = time.perf_counter()
+        right = model.predict(part.X_test) == part.y_test
+        end = time.perf_counter()
+    return {
+        "accuracy": float(np.average(right, weights=task.weights(part.y_test))),
+        "seconds": end - start,
+        "fit_seconds": fitted - start,
+        "n": len(right),
+        "weights": _packed_weights(task.weights(part.y_test)),
+        "right": np.packbits(right).tobytes().hex(),
+    }
+
+
+def _packed_weights(weights: np.ndarray) -> dict[str, list[int] | list[float]] | None:
+    """Distinct weights, and which each image has; None where all weigh the same."""
+    distinct, which = np.unique(weights, return_inverse=True)
+    return None if len(distinct) == 1 else {"distinct": distinct.tolist(), "which": which.tolist()}
+
+
+def right_of(run: Run) -> np.ndarray:
+    """Of shape (n,): what each image adds to the score, whose mean is the accuracy."""
+    right = np.unpackbits(np.frombuffer(bytes.fromhex(run["right"]), np.uint8), count=run["n"]).astype(float)
+    packed = run["weights"]
+    return right if packed is None else right * np.array(packed["distinct"])[packed["which"]]
+
+
+def difference(runs: Sequence[Run], others: Sequence[Run], same_photos: bool) -> tuple[float, float]:
+    """Mean difference of two ways, seed by seed, and its standard error over photos and seeds.
+
+    The variances of the means by photo and by seed, less that of single results, which both of them hold.
+    """
+    gaps = np.stack([right_of(run) - right_of(other) for run, other in zip(runs, others, strict=True)])
+    n_seeds, n_photos = gaps.shape
+    single = gaps.var(ddof=1) / gaps.size
+    if n_seeds == 1 or not same_photos:
+        return float(gaps.mean()), float(single**0.5)
+    by_photo = gaps.mean(0).var(ddof=1) / n_photos
+    by_seed = gaps.mean(1).var(ddof=1) / n_seeds
+    return float(gaps.mean()), float(max(by_photo, by_photo + by_seed - single) ** 0.5)
+
+
 def summarise(
-    runs: dict[str, dict[str, float]], cells: list[str], ways: tuple[str, ...], n_seeds: int
+    runs: dict[str, Run], cells: Iterable[str], ways: Iterable[str], size: Size, development: bool
 ) -> list[dict[str, Any]]:
-    """One row for each cell and way."""
+    """One row for each cell and way that all seeds were measured with."""
     rows = []
     for cell in cells:
-        base = np.array([runs[f"{cell}, {ways[0]}, {seed}"]["accuracy"] for seed in range(n_seeds)])
-        for way in ways:
-            of_way = [runs[f"{cell}, {way}, {seed}"] for seed in range(n_seeds)]
-            accuracies = np.array([run["accuracy"] for run in of_way])
-            rows.append(
-                {
-                    "cell": cell,
-                    "way": way,
-                    "accuracy": float(accuracies.mean()),
-                    "spread": spread(accuracies),
-                    "gain": float((accuracies - base).mean()),
-                    "gain_spread": spread(accuracies - base),
-                    "seconds": float(np.median([run["seconds"] for run in of_way])),
-                }
-            )
+        seeds = seeds_of(cell, size)
+        of_cell = {way: [runs[key] for seed in seeds if (key := f"{cell}, {way}, {seed}") in runs] for way in ways}
+        whole = {way: found for way, found in of_cell.items() if len(found) == len(seeds)}
+        means = {way: float(np.mean([run["accuracy"] for run in found])) for way, found in whole.items()}
+        better = max((way for way in (PROBE, OLD) if way in whole), key=means.__getitem__, default=None)
+        for way, found in whole.items():
+            accuracies = np.array([run["accuracy"] for run in found])
+            row = {
+                "cell": cell,
+                "way": way,
+                "n_seeds": len(seeds),
+                "accuracy": means[way],
+                "spread": float(accuracies.std(ddof=1)) if len(seeds) > 1 else None,
+                "seconds": float(np.median([run["seconds"] for run in found])),
+            }
+            if better is not None:
+                row["over"] = better
+                row["gain"], row["gain_error"] = difference(found, whole[better], not development)
+            rows.append(row)
     return rows
 
 
-def spread(values: np.ndarray) -> float:
-    """Standard deviation between seeds; 0 for one seed."""
-    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+def too_low(row: dict[str, Any]) -> bool:
+    """Whether the default is worse than it may be."""
+    below = -row.get("gain", 0.0)
+    return row["way"] == DEFAULT and below > max(TOLERANCE, TOLERATED_ERRORS * row["gain_error"])
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    print(f"{'cell':14} {'way':19} accuracy   over the probe   seconds")
+    width = max(len(row["way"]) for row in rows)
+    print(f"\n{'cell':27} {'way':{width}} accuracy      over the better of both   seconds")
     for row in rows:
-        accuracy, deviation, gain, gain_deviation = (
-            100 * row[name] for name in ("accuracy", "spread", "gain", "gain_spread")
+        spread = "     " if row["spread"] is None else f"± {100 * row['spread']:3.1f}"
+        gain = ""
+        if "gain" in row:
+            gain = f"{100 * row['gain']:+5.1f} ± {100 * row['gain_error']:3.1f} {row['over']}"
+        low = "  TOO LOW" if too_low(row) else ""
+        print(
+            f"{row['cell']:27} {row['way']:{width}} {100 * row['accuracy']:5.1f} {spread}   {gain:25} "
+            f"{row['seconds']:6.0f}{low}"
         )
-        print(f"{row['cell']:14} {row['way']:19} {accuracy:4.1f} ± {deviation:3.1f}", end=" ")
-        print(f"{gain:+8.1f} ± {gain_deviation:3.1f} {row['seconds']:10.1f}")
 
 
-def chosen_cells(names: list[str] | None, quick: bool) -> list[str]:
-    cells = [cell for cell in CELLS if names is None or {cell, cell.split("/")[0]} & set(names)]
+def chosen_cells(names: list[str] | None, size: Size) -> list[str]:
+    if names is None:
+        return [cell for cell in CELLS if not size.quick or cell in ("lite0, ants-bees", "squeezenet1_1, blood cells")]
+    cells = [cell for cell in CELLS if {cell, *cell.split(", ")} & set(names)]
     if not cells:
-        raise SystemExit(f"--cells: some of {list(CELLS)} are expected, or what stands before the stroke, got {names}.")
-    return [cell for cell in cells if cell in ("ants-bees", "cifar-10/10")] if quick and not names else cells
+        raise SystemExit(f"--cells: some of {CELLS}, or a network, or a task are expected, got {names}.")
+    return cells
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", nargs="+", help=f"only these of {', '.join(CELLS)}")
-    parser.add_argument("--rates", nargs="+", type=float, help="learning rates to compare")
-    parser.add_argument("--quick", action="store_true", help="few images, one epoch, one seed")
+    parser.add_argument("--cells", nargs="+", help="only these: networks, tasks, or both with a comma between them")
+    parser.add_argument("--ways", nargs="+", default=[PROBE, *WAYS], help="only these, or parameters with values")
+    parser.add_argument("--development", action="store_true", help="judge by photos of the training part")
+    parser.add_argument("--quick", action="store_true", help="few images, one epoch, two cells")
     parser.add_argument("--json", type=Path, help="where to write the figures, and to go on from")
     arguments = parser.parse_args()
-    size, cells = QUICK if arguments.quick else FULL, chosen_cells(arguments.cells, arguments.quick)
+    size = QUICK if arguments.quick else FULL
+    cells, ways = chosen_cells(arguments.cells, size), arguments.ways
+    for way in ways:
+        _ = way == PROBE or parameters_of(way)
+    settings = vars(size) | {"development": arguments.development}
     known: dict[str, Any] = {}
-    settings = json.loads(json.dumps(vars(size)))
     if arguments.json and arguments.json.exists():
         before = json.loads(arguments.json.read_text())
         if before["settings"] != settings:
@@ -244,16 +269,15 @@ def main() -> None:
 
     def keep(runs: dict[str, Any], **more: Any) -> None:
         if arguments.json:
-            figures = {"settings": settings, "runs": runs, **more}
-            arguments.json.write_text(json.dumps(figures | about(), indent=2))
+            arguments.json.write_text(json.dumps({"settings": settings, "runs": runs, **more} | about(), indent=2))
 
-    ways = ways_at(arguments.rates)
-    runs = measure(cells, ways, size, known, keep)
-    rows = summarise(runs, cells, ways, size.n_seeds)
+    runs = measure(cells, ways, size, known, keep, arguments.development)
+    rows = summarise(runs, cells, ways, size, arguments.development)
     keep(runs, table=rows)
     if arguments.quick:
-        print("Too few images and epochs to judge.\n")
+        print("Too few images and epochs to judge.")
     print_table(rows)
+    sys.exit(int(not arguments.quick and any(map(too_low, rows))))
 
 
 if __name__ == "__main__":
