@@ -18,6 +18,8 @@ from featx.cli.options import Machine
 from featx.cli.outcomes import Console, broken_of, one_line, shown
 from featx.estimators.classifier import FineTuneClassifier
 from featx.estimators.extractor import PretrainedFeatureExtractor
+from featx.estimators.fitted import FittedNetwork
+from featx.estimators.regressor import FineTuneRegressor
 from featx.exceptions import WeightsError
 from featx.system.shell import typed
 from featx.system.writing import replacing
@@ -38,7 +40,7 @@ def save_model(model: Any, path: Path) -> None:
             joblib.dump(model, part)
 
 
-def load_model(path: str) -> Pipeline | FineTuneClassifier:
+def load_model(path: str) -> Pipeline | FittedNetwork:
     """A fitted model from its file.
 
     Raises
@@ -47,18 +49,25 @@ def load_model(path: str) -> Pipeline | FineTuneClassifier:
         The file holds something else.
     """
     try:
-        model = FineTuneClassifier.load(path) if path.lower().endswith(SAFE) else joblib.load(path)
+        model = _load_tuned(path) if path.lower().endswith(SAFE) else joblib.load(path)
     except Exception as error:  # a pickle can raise anything
         told = f"{type(error).__name__}: {one_line(error)}"
         other = click.ClickException(f"{_EXPECTED}, got {path}, which cannot be loaded ({told}).")
         raise _no_model(path) or other from error
     first = model[0] if isinstance(model, Pipeline) else None
-    if not isinstance(model, FineTuneClassifier) and not isinstance(first, PretrainedFeatureExtractor):
+    if not isinstance(model, FittedNetwork) and not isinstance(first, PretrainedFeatureExtractor):
         raise _no_model(path) or click.ClickException(
-            f"A FineTuneClassifier or a Pipeline that begins with a PretrainedFeatureExtractor is expected in {path}, "
-            f"got {type(model).__name__}. Make one with: featx fit photos/ -o model.joblib"
+            "A FineTuneClassifier, a FineTuneRegressor or a Pipeline that begins with a PretrainedFeatureExtractor is "
+            f"expected in {path}, got {type(model).__name__}. Make one with: featx fit photos/ -o model.joblib"
         )
     return model
+
+
+def _load_tuned(path: str) -> FittedNetwork:
+    from featx.training.sharing import saved_as
+
+    kind = FineTuneRegressor if saved_as(path) == FineTuneRegressor.__name__ else FineTuneClassifier
+    return kind.load(path)
 
 
 def _no_model(path: str) -> click.ClickException | None:
@@ -77,7 +86,7 @@ def _no_model(path: str) -> click.ClickException | None:
 
 
 @contextmanager
-def _with_its_weights(model: Pipeline | FineTuneClassifier) -> Iterator[None]:
+def _with_its_weights(model: Pipeline | FittedNetwork) -> Iterator[None]:
     """Say what to do where the file is gone that a model's network reads."""
     try:
         yield
@@ -92,7 +101,7 @@ def _with_its_weights(model: Pipeline | FineTuneClassifier) -> Iterator[None]:
 
 
 def predictions(
-    model: Pipeline | FineTuneClassifier, paths: Sequence[str], machine: Machine, console: Console
+    model: Pipeline | FittedNetwork, paths: Sequence[str], machine: Machine, console: Console
 ) -> tuple[list[Any], list[float | None]]:
     """A label and its probability for every photo, None for those that cannot be read."""
     labels: list[Any] = [None] * len(paths)
@@ -114,10 +123,8 @@ def _labelled(last: Any, inputs: Any) -> tuple[list[Any], list[float | None]]:
     return found, [None] * len(found)
 
 
-def features(
-    model: Pipeline | FineTuneClassifier, paths: Sequence[str], machine: Machine, console: Console
-) -> np.ndarray:
-    """What the model's classifier reads of every photo: rows of NaN for those that cannot be read."""
+def features(model: Pipeline | FittedNetwork, paths: Sequence[str], machine: Machine, console: Console) -> np.ndarray:
+    """What the model's last step reads of every photo: rows of NaN for those that cannot be read."""
     with _with_its_weights(model):
         rows, inputs = _inputs(model, paths, machine, console)
         if not len(rows):

@@ -5,7 +5,7 @@ computed here: an estimator checks, turns its parameters into objects of the roo
 
 Open ``base.py`` first, which all share (images in, a network, a store), then ``extractor.py`` (a stateless
 transformer), then ``fitted.py`` (what a tuned network does), on it ``tuning.py`` (how it becomes one), and on that
-``classifier.py`` (labels). ``epochs.py`` tells callbacks and the progress bar;
+``classifier.py`` and ``regressor.py`` (labels, and numbers). ``epochs.py`` tells callbacks and the progress bar;
 ``notebook.py`` shows the stages of the network in a diagram.
 
 Laws of CONTRIBUTING.md that live here: 3 (clones and pickles carry no network unless the backbone is a module), of

@@ -80,7 +80,7 @@ def only(image: Any, reader: NetworkEstimator | None) -> Any:
 
 
 def extractor_of(model: Any, caller: str) -> PretrainedFeatureExtractor:
-    """The one extractor inside a model, a copy of it; of a FineTuneClassifier, what its tuned network extracts.
+    """The one extractor inside a model, a copy of it; of a tuned network, what that extracts.
 
     Raises
     ------
@@ -89,13 +89,13 @@ def extractor_of(model: Any, caller: str) -> PretrainedFeatureExtractor:
     """
     from sklearn.base import clone
 
-    from featx.estimators.classifier import FineTuneClassifier
     from featx.estimators.extractor import PretrainedFeatureExtractor
+    from featx.estimators.fitted import FittedNetwork
 
     for extractor in network_estimators(model, PretrainedFeatureExtractor).values():
         return clone(extractor)
-    for classifier in network_estimators(model, FineTuneClassifier).values():
-        return classifier.to_extractor()
+    for tuned in network_estimators(model, FittedNetwork).values():
+        return tuned.to_extractor()
     raise TypeError(
         f"A PretrainedFeatureExtractor or a FineTuneClassifier, or what holds one, is expected by {caller}, got "
         f"{model!r}."

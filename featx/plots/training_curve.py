@@ -56,11 +56,11 @@ class TrainingCurveDisplay(Display):
 
     @classmethod
     def from_estimator(cls, estimator: Any, *, ax: Axes | None = None) -> TrainingCurveDisplay:
-        """Draw the history of a fitted classifier.
+        """Draw the history of a fitted network.
 
         Parameters
         ----------
-        estimator : FineTuneClassifier, or a fitted pipeline or search that holds one
+        estimator : FineTuneClassifier or FineTuneRegressor, or a fitted pipeline or search that holds one
         ax : matplotlib Axes or None, default=None
             Where to draw; None makes a figure.
 
@@ -68,14 +68,15 @@ class TrainingCurveDisplay(Display):
         -------
         display : TrainingCurveDisplay
         """
-        from featx.estimators.classifier import FineTuneClassifier
+        from featx.estimators.fitted import FittedNetwork
 
         caller = f"{cls.__name__}.from_estimator"
         check_matplotlib(caller, ax)
-        found = list(network_estimators(estimator, FineTuneClassifier).values())
+        found = list(network_estimators(estimator, FittedNetwork).values())
         if len(found) != 1:
             raise TypeError(
-                f"A FineTuneClassifier, or a pipeline or search with one, is expected by {caller}, got {estimator!r}."
+                "A FineTuneClassifier or FineTuneRegressor, or a pipeline or search with one, is expected by "
+                f"{caller}, got {estimator!r}."
             )
         check_is_fitted(found[0])
         history = found[0].history_

@@ -6,8 +6,8 @@ history. The network itself is copied first, so that whoever shares it sees noth
 Open ``fitting.py`` first: one fit, from beginning to end. Then ``split.py`` (where the network is cut, and what
 trains behind the cut), ``values.py`` (what comes out at the cut: computed once and held, or anew for every batch),
 ``model.py`` and ``tuned.py`` (network and head, put together), and ``loop.py`` with ``schedule.py``. What is learnt
-is a protocol, ``targets.py``, which ``classification.py`` follows with its loss and the linear model that a head
-starts from (put into it by ``probes.py``). Beside it, ``labels.py`` and ``validation.py``
+is a protocol, ``targets.py``, of two kinds: ``classification.py`` and ``regression.py``, each with its loss and the
+linear model that a head starts from (put into it by ``probes.py``). Beside it, ``labels.py`` and ``validation.py``
 look at y, ``finite.py`` says why outputs are none, ``gradients.py`` how scores change with a layer's values,
 ``sharing.py`` is the file format.
 
