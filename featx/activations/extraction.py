@@ -16,6 +16,7 @@ from featx.activations.kept import KeptRecipe
 from featx.activations.keys import NoKey, changed, describe_recipe
 from featx.activations.plan import Slot, slots_of
 from featx.exceptions import EngineError, ImageError, NotFinite
+from featx.images.augmentation import mirrored
 from featx.images.sources import Items
 from featx.images.unreadable import warn_unreadable
 from featx.store import FeatureStore, Session, warn_once
@@ -44,6 +45,8 @@ class Extraction:
     warns : bool, default=True
         Whether one warning counts the unreadable images, of which the blocks tell in any case, and another those whose
         values use little of their range or lie beyond it.
+    views : {"flip"} or None, default=None
+        As in PretrainedFeatureExtractor.
     """
 
     items: Items
@@ -55,6 +58,7 @@ class Extraction:
     on_error: str
     verbose: int
     warns: bool = True
+    views: str | None = None
 
     def without_store(self, reason: str) -> Extraction:
         """The same, computed anew; a warning says why where there was a store."""
@@ -103,18 +107,41 @@ class Extraction:
     @step_by_step
     def iter_blocks(self, most_rows: int = 4096) -> Generator[Block]:
         """Yield the features in order, in blocks of at most ``most_rows`` (and of a batch where there is no store)."""
-        with self._counting() as (tick, errors):
-            kept = self._kept(tick, self.recipe.plan.slots)
-            how = self._how
-            blocks = (
-                self.recipe.iter_blocks(self.items, **how) if kept is None else kept.iter_blocks(self.items, most_rows)
-            )
-            with closing(blocks):
-                for block in blocks:
-                    errors += block.errors
-                    if kept is None:
-                        tick(len(block.rows))
-                    yield block
+        with self._counting() as (tick, errors), closing(self._blocks(tick, most_rows)) as blocks:
+            for block in blocks:
+                errors += block.errors
+                yield block
+
+    def _blocks(self, tick: _Tick, most_rows: int) -> Generator[Block]:
+        if self.views is not None:
+            yield from self._averaged(tick, most_rows)
+            return
+        kept = self._kept(tick, self.recipe.plan.slots)
+        blocks = (
+            self.recipe.iter_blocks(self.items, **self._how)
+            if kept is None
+            else kept.iter_blocks(self.items, most_rows)
+        )
+        with closing(blocks):
+            for block in blocks:
+                if kept is None:
+                    tick(len(block.rows))
+                yield block
+
+    def _averaged(self, tick: _Tick, most_rows: int) -> Generator[Block]:
+        """Features of items averaged with those of their mirror images."""
+        plain, others = self._views()
+        with closing(plain._blocks(tick, most_rows)) as blocks, closing(others._blocks(_not_told, most_rows)) as more:
+            for block, other in zip(blocks, more, strict=True):
+                errors = block.errors + _further(other.errors, block.errors)
+                yield replace(block, rows=(block.rows + other.rows) / 2, errors=errors)
+
+    def _views(self) -> list[Extraction]:
+        """The extraction itself; or one for the items, and one for their mirror images."""
+        if self.views is None:
+            return [self]
+        plain = replace(self, views=None)
+        return [plain, replace(plain, items=mirrored(self.items))]
 
     def iter_rows(self) -> Iterator[np.ndarray]:
         """Yield the features in order, in arrays of at most ``batch_size`` rows."""
@@ -137,9 +164,10 @@ class Extraction:
         architecture = self.recipe.architecture
         more = slots_of(architecture.resolve(layers), architecture) if layers is not None else ()
         with self._counting() as (tick, errors):
-            kept = self._kept(tick, [*self.recipe.plan.slots, *more], memory=False)  # what counts is the disk
-            if kept is not None:
-                errors += kept.warm(self.items)
+            for view, told in zip(self._views(), (tick, _not_told), strict=False):
+                kept = view._kept(told, [*self.recipe.plan.slots, *more], memory=False)  # what counts is the disk
+                if kept is not None:
+                    errors += _further(kept.warm(view.items), errors)
         return errors
 
     @property
@@ -194,3 +222,13 @@ class Extraction:
         unread = [error for error in errors if not isinstance(error, NotFinite)]
         warn_unreadable(unread, len(self.items), _ROWS_OF_NAN)
         warn_not_finite([error for error in errors if isinstance(error, NotFinite)], len(self.items))
+
+
+def _not_told(n: int) -> None:
+    """For a second view of the same images, which are counted once."""
+
+
+def _further(errors: Iterable[ImageError], known: Iterable[ImageError]) -> list[ImageError]:
+    """Errors of images that have none yet."""
+    rows = {error.row for error in known}
+    return [error for error in errors if error.row not in rows]

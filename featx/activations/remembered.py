@@ -161,7 +161,7 @@ def _is_plain(estimator: Any) -> bool:
     several_maps = estimator.pooling == "map" and not one_layer
     # A digest of what lies elsewhere is a download, which is not made twice. Who shows progress does the work.
     near = estimator.storage_options is None and estimator.device in (None, "cpu") and not estimator.verbose
-    return of_ours and named and near and not several_maps
+    return of_ours and named and near and not several_maps and estimator.views is None
 
 
 def _parameters(estimator: Any) -> str:

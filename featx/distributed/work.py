@@ -100,6 +100,7 @@ def recipe_of(extraction: Extraction) -> str:
         [
             f"layers: {read}; normalize: {plan.normalize}; {seen}",
             *([f"reading: {reading}"] if reading else []),
+            *([f"views: {extraction.views}"] if extraction.views else []),
         ]
     )
 

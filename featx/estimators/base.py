@@ -1,4 +1,4 @@
-"""What both estimators share: images in, a network, and where features are kept."""
+"""What all estimators share: images in, a network, and where features are kept."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ class NetworkEstimator(ForkSafeMethods, PortablePickles, CallbackSupportMixin, B
         "max_pixels": [Interval(Integral, 1, None, closed="left")],
         "on_error": [StrOptions({"raise", "nan"})],
         "storage_options": [dict, None],
+        "views": [StrOptions({"flip"}), None],
         "device": [str, None],
         "precision": [StrOptions({"float32", "bfloat16", "float16"})],
         "engine": [StrOptions({"auto", "torch", "onnx"})],
@@ -142,7 +143,7 @@ class NetworkEstimator(ForkSafeMethods, PortablePickles, CallbackSupportMixin, B
         return spec.architecture(None if self.image_size is None else spec.square(self.image_size))
 
     def _extraction_of(
-        self, items: Items, spec: NetworkSpec, architecture: Architecture, plan: FeaturePlan
+        self, items: Items, spec: NetworkSpec, architecture: Architecture, plan: FeaturePlan, views: str | None = None
     ) -> Extraction:
         from featx.activations.engine import Recipe
         from featx.activations.extraction import Extraction
@@ -159,6 +160,7 @@ class NetworkEstimator(ForkSafeMethods, PortablePickles, CallbackSupportMixin, B
             n_jobs=self.n_jobs,
             on_error=self.on_error,
             verbose=self.verbose,
+            views=views,
         )
 
     def _get_params_html(self, *args: Any, **given: Any) -> Any:

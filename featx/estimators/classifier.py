@@ -45,6 +45,8 @@ class FineTuneClassifier(ClassifierMixin, TunedEstimator):  # type: ignore[misc]
         :func:`featx.find_unreadable` lists such rows beforehand.
     storage_options : dict or None, default=None
         As in :class:`PretrainedFeatureExtractor`; lets paths be URLs.
+    views : {"flip"} or None, default=None
+        ``"flip"`` averages, when predicting, what the head reads of each image and of its mirror image. Twice the time.
     freeze : int, "all" or str, default=0
         How much of the network stays as it was: a number of stages counted from the input (negative leaves the last n
         trainable), ``"all"`` (only the head trains), or a module's name (up to and including it). More is faster and
@@ -180,6 +182,7 @@ class FineTuneClassifier(ClassifierMixin, TunedEstimator):  # type: ignore[misc]
         max_pixels: int = MAX_PIXELS,
         on_error: str = "raise",
         storage_options: dict[str, Any] | None = None,
+        views: str | None = None,
         freeze: int | str = 0,
         hidden_layer_sizes: Any = (),
         dropout: float = 0.0,
@@ -227,6 +230,7 @@ class FineTuneClassifier(ClassifierMixin, TunedEstimator):  # type: ignore[misc]
         self.max_pixels = max_pixels
         self.on_error = on_error
         self.storage_options = storage_options
+        self.views = views
         self.freeze = freeze
         self.hidden_layer_sizes = hidden_layer_sizes
         self.dropout = dropout

@@ -91,8 +91,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         as 0..65535, raises for anything else, and warns, once a call and with their number, of files that use less than
         an eighth of that, as those of cameras with 10 or 12 bits do; a pair, such as ``(0, 4095)``, is an affine map
         onto 0..1, without clipping. Values beyond it by more than a hundredth of its width raise nothing and are told
-        by one such warning, but those of a 2-D X (``image_shape``).
-        Features of files of 8 bits are the same under each, and kept once.
+        by one such warning, but those of a 2-D X (``image_shape``). Files of 8 bits have the same features under each.
     fourth_band : {"alpha", "ignore"}, default="alpha"
         What a fourth band beside three colours is, in files and arrays: ``"alpha"`` lays the picture over white by it;
         ``"ignore"`` leaves it out, such as near infrared that a TIFF calls alpha.
@@ -104,8 +103,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         ImageNet statistics). Or the full name of other weights (``"ResNet50_Weights.IMAGENET1K_V2"``,
         ``"timm/resnet18.a1_in1k"``); None: X holds ready float tensors; or a callable that gets a PIL image
         (a float tensor of shape (3, height, width), black at 0 and white at 1, for a float array or a file of more than
-        8 bits a sample) and returns a tensor. Other forms make features
-        that the network was not trained for.
+        8 bits a sample) and returns a tensor. Other forms make features that the network was not trained for.
     image_size : int or None, default=None
         Side in pixels fed to the network; the preset's resize and crop are scaled together. Larger is slower by the
         square and sees finer detail. A named network that takes one size only (ViT, Swin) is built for this one, with
@@ -126,6 +124,9 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         Lets paths be URLs (``s3://``, ``https://``, ...), opened through fsspec with these options, such as
         ``{"anon": True}``; ``{}`` for none. A URL is read anew in every call. Credentials are better left to the
         environment: parameters are printed, pickled and logged. None opens no connection, whatever X says.
+    views : {"flip"} or None, default=None
+        ``"flip"`` averages the features of each image and of its mirror image, each a row of its own in the store.
+        Twice the passes; not for ``pooling="map"``.
     device : str or None, default=None
         As torch spells it; None takes CUDA, MPS or CPU, the first there is.
     precision : {"float32", "bfloat16", "float16"}, default="float32"
@@ -222,6 +223,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         max_pixels: int = MAX_PIXELS,
         on_error: str = "raise",
         storage_options: dict[str, Any] | None = None,
+        views: str | None = None,
         device: str | None = None,
         precision: str = "float32",
         engine: str = "auto",
@@ -246,6 +248,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         self.max_pixels = max_pixels
         self.on_error = on_error
         self.storage_options = storage_options
+        self.views = views
         self.device = device
         self.precision = precision
         self.engine = engine
@@ -429,6 +432,8 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
     def _plan(self, architecture: Architecture) -> FeaturePlan:
         from featx.activations.plan import FeaturePlan
 
+        if self.pooling == "map" and self.views is not None:
+            raise ValueError(f'Rows without places are expected with views={self.views!r}, got pooling="map". Set one.')
         layers, usual = architecture.resolve(self.layers), architecture.usual_poolings
         return FeaturePlan.of(layers, self.pooling, self.grid, self.normalize, usual)
 
@@ -440,7 +445,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
     def _extraction(self, items: Items, shape: tuple[int, int, int] | None = None) -> Extraction:
         spec = self._spec()
         architecture = self._architecture(spec, items, shape)
-        return self._extraction_of(items, spec, architecture, self._plan(architecture))
+        return self._extraction_of(items, spec, architecture, self._plan(architecture), self.views)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

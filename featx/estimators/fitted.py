@@ -36,6 +36,7 @@ _DECIDING = (
 )
 # Not for strangers: where this machine keeps things, and what opens its doors.
 _OF_THIS_MACHINE = ("cache", "device", "engine", "n_jobs", "storage_options", "verbose")
+_AT_ONCE = 4096  # images whose features are held where several views are averaged
 _BUILDING = ForkSafeLock()
 
 
@@ -93,7 +94,7 @@ class FittedNetwork(TransformerMixin, NetworkEstimator):  # type: ignore[misc]
         model = self._model(items)
         network = self._network(model)
         source = self._source(items.take(readable.tolist()), model, self.on_error, self.engine)
-        found = source.outputs(model, network.scores if scores else network.features, self._settings(model))
+        found = self._found(source, model, network, scores)
         check_outputs(
             found,
             source.items,
@@ -107,6 +108,21 @@ class FittedNetwork(TransformerMixin, NetworkEstimator):  # type: ignore[misc]
         out = np.full((len(items), *found.shape[1:]), np.nan, dtype=np.float32)
         out[readable] = found
         return out
+
+    def _found(self, source: Source, model: Model, network: TunedNetwork, scores: bool) -> np.ndarray:
+        """Scores, or what the head reads, of all images; of several views the head reads the average."""
+        settings = self._settings(model)
+        if self.views is None:
+            return source.outputs(model, network.scores if scores else network.features, settings)
+        from featx.images.augmentation import mirrored
+
+        parts = []
+        for start in range(0, len(source.items), _AT_ONCE):
+            plain = source.items[start : start + _AT_ONCE]
+            views = [replace(source, items=items) for items in (plain, mirrored(plain))]
+            rows = np.mean([view.outputs(model, network.features, settings) for view in views], axis=0)
+            parts.append(network.scores_of(rows) if scores else rows)
+        return np.concatenate(parts)
 
     def _shared_params(self, names: Iterable[str]) -> dict[str, Any]:
         """Parameters of an extractor that has the tuned network."""

@@ -48,7 +48,7 @@ class FineTuneRegressor(RegressorMixin, TunedEstimator):  # type: ignore[misc]
     random_state : int, RandomState or None, default=None
         As in :class:`FineTuneClassifier`.
     backbone, weights, layers, pooling, grid, normalize, image_shape, pixel_range, fourth_band, preprocess : as there
-    image_size, decode, max_pixels, storage_options, freeze, hidden_layer_sizes, dropout, epochs : as there
+    image_size, decode, max_pixels, storage_options, views, freeze, hidden_layer_sizes, dropout, epochs : as there
     optimizer, learning_rate, layer_decay, weight_decay, lr_schedule, warmup, max_grad_norm, mixup, ema : as there
     augment, augment_views, batch_norm, n_iter_no_change, device, precision, engine, batch_size, n_jobs, cache, verbose
         As in :class:`FineTuneClassifier`. Pairs of ``mixup`` share their targets in the same proportion.
@@ -109,6 +109,7 @@ class FineTuneRegressor(RegressorMixin, TunedEstimator):  # type: ignore[misc]
         max_pixels: int = MAX_PIXELS,
         on_error: str = "raise",
         storage_options: dict[str, Any] | None = None,
+        views: str | None = None,
         loss: str = "squared_error",
         freeze: int | str = 0,
         hidden_layer_sizes: Any = (),
@@ -155,6 +156,7 @@ class FineTuneRegressor(RegressorMixin, TunedEstimator):  # type: ignore[misc]
         self.max_pixels = max_pixels
         self.on_error = on_error
         self.storage_options = storage_options
+        self.views = views
         self.loss = loss
         self.freeze = freeze
         self.hidden_layer_sizes = hidden_layer_sizes

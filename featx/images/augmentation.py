@@ -52,6 +52,7 @@ PRESETS: dict[str, tuple[Operation, ...]] = {
     "flip": (_mirror,),
     "crop": (_mirror, _crop),
     "color": (_mirror, _crop, _colour),
+    "mirrored": (lambda image, _: F.horizontal_flip(image),),
 }
 
 
@@ -174,3 +175,8 @@ class AugmentedItems(Items):
 
     def _mixed(self, digest: bytes, view: int) -> Content:
         return Content(xxhash.xxh3_128_digest(digest + f"{self._augmentation.key} {view} {self._seed}".encode()))
+
+
+def mirrored(items: Items) -> Items:
+    """Mirror images of items, each with a digest of its own."""
+    return AugmentedItems(items, Augmentation("mirrored"), range(1), 0)

@@ -98,7 +98,7 @@ class ActivationMapDisplay(Display):
         caller = f"{cls.__name__}.from_estimator"
         check_matplotlib(caller, ax)
         reader = extractor_of(extractor, caller)
-        reader.set_params(layers=layer, pooling="map", normalize=None, on_error="raise")
+        reader.set_params(layers=layer, pooling="map", normalize=None, on_error="raise", views=None)
         reader.set_output(transform="default")  # maps fit into no frame
         X = only(image, reader)
         places = reader._architecture(reader._spec(), reader._items(X, reset=False)).resolve(layer)

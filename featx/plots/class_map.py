@@ -142,7 +142,7 @@ class ClassMapDisplay(Display):
 
     @classmethod
     def _of_linear(cls, model: Any, image: Any, label: Any, caller: str) -> ClassMapDisplay:
-        extractor = extractor_of(model, caller).set_params(on_error="raise").set_output(transform="default")
+        extractor = extractor_of(model, caller).set_params(on_error="raise", views=None).set_output(transform="default")
         decide = _decision_of(model, caller)
         X = only(image, extractor)
         rows = extractor.transform(X)
@@ -166,7 +166,7 @@ class ClassMapDisplay(Display):
         from featx.training.gradients import slopes_of
 
         check_is_fitted(classifier)
-        fitted = classifier._as_fitted()
+        fitted = classifier._as_fitted().set_params(views=None)  # of the picture as it is shown
         X = only(image, fitted)
         picture, tile = input_of(fitted, X)
         built_model = fitted._model(fitted._items(X, reset=False))
