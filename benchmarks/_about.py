@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 _PACKAGES = ("featx", "joblib", "lmdb", "numpy", "scikit-learn", "torch", "torchvision", "xxhash")
 
@@ -21,3 +23,10 @@ def about() -> dict[str, str]:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         **{name: version(name) for name in _PACKAGES},
     }
+
+
+def write_json(path: Path, figures: dict[str, Any]) -> None:
+    """Figures, with what they were measured with; the file is whole whenever a run is broken off."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(figures | about(), indent=1) + "\n")
+    draft.replace(path)

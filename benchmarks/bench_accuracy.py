@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _about import about
+from _about import write_json
 from _cells import NETWORKS, TASKS, Task
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
@@ -175,18 +175,28 @@ def right_of(run: Run) -> np.ndarray:
 
 
 def difference(runs: Sequence[Run], others: Sequence[Run], same_photos: bool) -> tuple[float, float]:
-    """Mean difference of two ways, seed by seed, and its standard error over photos and seeds.
-
-    The variances of the means by photo and by seed, less that of single results, which both of them hold.
-    """
+    """Mean difference of two ways, seed by seed, and its standard error over photos and seeds."""
     gaps = np.stack([right_of(run) - right_of(other) for run, other in zip(runs, others, strict=True)])
+    return float(gaps.mean()), standard_error(gaps, same_photos)
+
+
+def standard_error(gaps: np.ndarray, same_photos: bool) -> float:
+    """Of the mean of gaps of shape (n_seeds, n_photos), where another draw has other seeds and other photos.
+
+    The variances of the means by photo and by seed, less what both of them hold: that of single results, from which
+    photo and seed are taken out. Where every seed has photos of its own, the variance of the means by seed is all.
+    """
     n_seeds, n_photos = gaps.shape
-    single = gaps.var(ddof=1) / gaps.size
-    if n_seeds == 1 or not same_photos:
-        return float(gaps.mean()), float(single**0.5)
-    by_photo = gaps.mean(0).var(ddof=1) / n_photos
+    within = gaps.var(axis=1, ddof=1).mean() / gaps.size
+    if n_seeds == 1:
+        return float(within**0.5)
     by_seed = gaps.mean(1).var(ddof=1) / n_seeds
-    return float(gaps.mean()), float(max(by_photo, by_photo + by_seed - single) ** 0.5)
+    if not same_photos:
+        return float(max(by_seed, within) ** 0.5)
+    by_photo = gaps.mean(0).var(ddof=1) / n_photos
+    rest = gaps - gaps.mean(1, keepdims=True) - gaps.mean(0) + gaps.mean()
+    single = (rest**2).sum() / ((n_seeds - 1) * (n_photos - 1)) / gaps.size
+    return float(max(by_photo, by_seed, by_photo + by_seed - single) ** 0.5)
 
 
 def summarise(
@@ -219,8 +229,9 @@ def summarise(
 
 def too_low(row: dict[str, Any]) -> bool:
     """Whether the default is worse than it may be."""
-    below = -row.get("gain", 0.0)
-    return row["way"] == DEFAULT and below > max(TOLERANCE, TOLERATED_ERRORS * row["gain_error"])
+    if row["way"] != DEFAULT or "gain" not in row:
+        return False
+    return -row["gain"] > max(TOLERANCE, TOLERATED_ERRORS * row["gain_error"])
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
@@ -241,10 +252,10 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 def chosen_cells(names: list[str] | None, size: Size) -> list[str]:
     if names is None:
         return [cell for cell in CELLS if not size.quick or cell in ("lite0, ants-bees", "squeezenet1_1, blood cells")]
-    cells = [cell for cell in CELLS if {cell, *cell.split(", ")} & set(names)]
-    if not cells:
-        raise SystemExit(f"--cells: some of {CELLS}, or a network, or a task are expected, got {names}.")
-    return cells
+    known = {name for cell in CELLS for name in (cell, *cell.split(", "))}
+    if strange := sorted({*names} - known):
+        raise SystemExit(f"--cells: some of {CELLS}, or a network, or a task are expected, got {strange}.")
+    return [cell for cell in CELLS if {cell, *cell.split(", ")} & {*names}]
 
 
 def main() -> None:
@@ -269,7 +280,7 @@ def main() -> None:
 
     def keep(runs: dict[str, Any], **more: Any) -> None:
         if arguments.json:
-            arguments.json.write_text(json.dumps({"settings": settings, "runs": runs, **more} | about(), indent=2))
+            write_json(arguments.json, {"settings": settings, "runs": runs, **more})
 
     runs = measure(cells, ways, size, known, keep, arguments.development)
     rows = summarise(runs, cells, ways, size, arguments.development)

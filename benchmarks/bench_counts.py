@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _about import about
+from _about import write_json
 from _cells import NETWORKS, read_blood
 from PIL import Image
 from sklearn.base import BaseEstimator
@@ -112,8 +112,7 @@ def main() -> None:
             if f"{way}, {seed}" not in runs:
                 runs[f"{way}, {seed}"] = run(way, seed, arguments.quick)
                 if arguments.json:
-                    figures = {"quick": arguments.quick, "runs": runs}
-                    arguments.json.write_text(json.dumps(figures | about(), indent=1))
+                    write_json(arguments.json, {"quick": arguments.quick, "runs": runs})
         found = [runs[f"{way}, {seed}"] for seed in seeds]
         errors = np.array([one["error"] for one in found])
         spread = f"± {errors.std(ddof=1):4.2f}" if len(errors) > 1 else ""

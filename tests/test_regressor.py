@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import runner
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import Ridge, RidgeCV
@@ -25,7 +27,8 @@ from sklearn.utils import check_random_state
 from torch import nn
 
 from featx import FineTuneClassifier, FineTuneRegressor, PretrainedFeatureExtractor
-from featx.exceptions import WeightsError
+from featx.cli.commands import featx
+from featx.exceptions import ImageError, WeightsError
 from featx.training.regression import Scale, SquaredError
 
 DIGITS = load_digits()
@@ -144,6 +147,17 @@ def test_target_that_never_varies_is_predicted(value: float) -> None:
     np.testing.assert_allclose(found, value, atol=1e-3, rtol=1e-6)
 
 
+@pytest.mark.parametrize("unit", [1e200, 1e-200])
+def test_very_large_and_very_small_targets_are_learnt_like_others(unit: float) -> None:
+    found = regressor(freeze="all").fit(X, Y * unit).predict(MORE)
+    np.testing.assert_allclose(found / unit, regressor(freeze="all").fit(X, Y).predict(MORE), rtol=1e-4)
+
+
+def test_small_changes_of_large_numbers_are_changes() -> None:
+    seconds = 1.7e9 + np.tile([-0.2, 0.2], 500_000)[:, None]
+    assert Scale.of(seconds, np.ones(len(seconds)), single=True).spread == pytest.approx(0.2, rel=1e-3)
+
+
 def test_spread_of_equal_numbers_is_none_though_their_mean_is_rounded() -> None:
     values = np.full((1001, 1), 0.1) * [1, 1e9]
     assert Scale.of(values, np.full(1001, 0.3), single=False).spread.tolist() == [1, 1]
@@ -213,6 +227,14 @@ def test_going_on_keeps_the_first_units() -> None:
         warm.fit(X, Y[:, 0])
 
 
+@pytest.mark.parametrize("rate", [1e2, 1e19])
+def test_divergence_is_told_as_such(rate: float) -> None:
+    wild = {"linear_probe": False, "optimizer": "sgd", "batch_size": 40, "epochs": 3, "learning_rate": rate}
+    for early_stopping in (False, True):
+        with pytest.raises(ValueError, match="training diverged"):
+            regressor(freeze=-1, early_stopping=early_stopping, **wild).fit(X, Y)
+
+
 # In and out
 
 
@@ -243,6 +265,31 @@ def test_file_of_another_estimator_is_refused(tmp_path: Path) -> None:
     FineTuneClassifier("featx_micro", freeze="all", epochs=1, pixel_range=(0, 16)).fit(X, Y[:, 0] > 5).save(path)
     with pytest.raises(WeightsError, match=r"FineTuneRegressor\.save.*it is of FineTuneClassifier"):
         FineTuneRegressor.load(path)
+
+
+def test_command_line_predicts_numbers(tmp_path: Path) -> None:
+    paths = []
+    for row, image in enumerate((X[:6] * 15).astype(np.uint8)):
+        Image.fromarray(image).save(tmp_path / f"{row}.png")
+        paths.append(str(tmp_path / f"{row}.png"))
+    fitted = FineTuneRegressor("featx_micro", freeze="all", image_size=16, epochs=1, random_state=0).fit(
+        paths, Y[:6, 0]
+    )
+    fitted.save(tmp_path / "model.safetensors")
+    given = ["predict", str(tmp_path / "model.safetensors"), "--no-cache"]
+    assert runner().invoke(featx, [*given, *paths, "-o", str(tmp_path / "found.csv")]).exit_code == 0
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "found.csv")["label"], fitted.predict(paths), rtol=1e-5)
+    refused = runner().invoke(featx, [*given, str(tmp_path), "--score"])
+    assert refused.exit_code == 2
+    assert "learnt with labels" in refused.output
+
+
+def test_plots_know_it() -> None:
+    plots = pytest.importorskip("featx.plots")
+    fitted = regressor().fit(X, Y)
+    assert plots.TrainingCurveDisplay.from_estimator(fitted).loss == fitted.history_["loss"]
+    with pytest.raises(TypeError, match="FineTuneClassifier is expected"):
+        plots.ClassMapDisplay.from_estimator(fitted, X[0])
 
 
 def test_grid_search_ranks_by_r2() -> None:
@@ -299,6 +346,14 @@ def test_wrong_target_is_named(y: Any, message: str) -> None:
 def test_unfitted_regressor_says_so() -> None:
     with pytest.raises(NotFittedError):
         regressor().predict(X)
+
+
+def test_score_of_an_unreadable_image_is_refused() -> None:
+    photos = list((X[:4] * 15).astype(np.uint8))
+    fitted = regressor(pixel_range="auto", on_error="nan").fit(photos, Y[:4])
+    photos[1] = None
+    with pytest.warns(match="1 of 4"), pytest.raises(ImageError, match=r"X\[1\]"):
+        fitted.score(photos, Y[:4])
 
 
 def test_wrong_loss_is_named() -> None:

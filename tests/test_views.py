@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
-from featx import FeatureStore, FineTuneClassifier, FineTuneRegressor, PretrainedFeatureExtractor
+from featx import FeatureStore, FineTuneClassifier, FineTuneRegressor, PretrainedFeatureExtractor, distributed
 from featx.activations.engine import TALLY
+from featx.images.items import PathItem
 
 DIGITS = load_digits()
 X, Y, MORE = DIGITS.images[:30], DIGITS.target[:30] % 3, DIGITS.images[100:107]
@@ -64,15 +70,99 @@ def test_warm_computes_both_views_and_nothing_is_left_to_do(tmp_path: Path) -> N
     assert TALLY.n_images == before
 
 
+def test_known_files_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = []
+    for row, image in enumerate((MORE * 15).astype(np.uint8)):
+        Image.fromarray(image).save(tmp_path / f"{row}.png")
+        paths.append(str(tmp_path / f"{row}.png"))
+    monkeypatch.setattr("featx.store.index.TRUST_AFTER_S", 0)  # files that have just changed are read again otherwise
+    both = extractor(views="flip", cache=tmp_path / "store", pixel_range="auto")
+    expected = both.transform(paths)
+    reads: list[str] = []
+    read = PathItem._read
+    monkeypatch.setattr(PathItem, "_read", lambda item: (reads.append(item.source), read(item))[1])
+    np.testing.assert_array_equal(both.transform(paths), expected)
+    assert not reads
+
+
+def test_new_process_does_not_take_plain_features_for_both_views(tmp_path: Path) -> None:
+    """The store remembers for later processes what a call found out; with views that is something else."""
+    np.save(tmp_path / "images.npy", MORE)
+    code = f"""
+        import numpy
+        from featx import PretrainedFeatureExtractor
+        extractor = PretrainedFeatureExtractor("featx_micro", image_size=16, pixel_range=(0, 16))
+        images = numpy.load({str(tmp_path / "images.npy")!r})
+        rows = extractor.set_params(cache={str(tmp_path / "store")!r}, views=VIEWS).transform(images)
+        numpy.save({str(tmp_path / "rows.npy")!r}, rows)
+    """
+    for views in (None, None, "flip", "flip", None):
+        given = textwrap.dedent(code).replace("VIEWS", repr(views))
+        subprocess.run([sys.executable, "-c", given], check=True)
+        expected = extractor(views=views, random_state=None).transform(MORE)
+        np.testing.assert_allclose(np.load(tmp_path / "rows.npy"), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_shards_of_one_view_are_not_gone_on_with_in_two(tmp_path: Path) -> None:
+    paths = []
+    for row, image in enumerate((MORE * 15).astype(np.uint8)):
+        Image.fromarray(image).save(tmp_path / f"{row}.png")
+        paths.append(str(tmp_path / f"{row}.png"))
+    plain = PretrainedFeatureExtractor("featx_micro", image_size=16)
+    distributed.extract(plain, paths, tmp_path / "plain", shard_size=4)
+    with pytest.raises(ValueError, match="views: flip"):
+        distributed.extract(plain.set_params(views="flip"), paths, tmp_path / "plain", shard_size=4)
+    distributed.extract(plain, paths, tmp_path / "both", shard_size=4)
+    rows = [
+        row for shard in sorted((tmp_path / "both").glob("*.parquet")) for row in pd.read_parquet(shard)["features"]
+    ]
+    np.testing.assert_allclose(np.stack(rows), plain.transform(paths), rtol=1e-5, atol=1e-6)
+
+
+def test_file_that_changes_between_its_views_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = ((images * 15).astype(np.uint8) for images in (MORE, MORE[::-1]))
+    paths = [str(tmp_path / f"{row}.png") for row in range(len(MORE))]
+    for path, image in zip(paths, first, strict=True):
+        Image.fromarray(image).save(path)
+    read, seen = PathItem._read, set()
+
+    def changing(item: PathItem) -> bytes:
+        data = read(item)
+        if item.source == paths[0] and item.source not in seen:
+            seen.add(item.source)
+            Image.fromarray(second[0]).save(item.source)
+        return data
+
+    monkeypatch.setattr(PathItem, "_read", changing)
+    both = PretrainedFeatureExtractor("featx_micro", image_size=16, views="flip")
+    distributed.extract(both, paths, tmp_path / "out", shard_size=10)
+    (shard,) = (tmp_path / "out").glob("*.parquet")
+    rows = np.stack(pd.read_parquet(shard)["features"])
+    np.testing.assert_allclose(rows, both.transform(paths), rtol=1e-5, atol=1e-6)
+
+
+def test_dask_array_is_seen_in_both_views() -> None:
+    dask_array = pytest.importorskip("dask.array")
+    both = extractor(views="flip")
+    found = both.transform(dask_array.from_array(MORE, chunks=(3, 8, 8))).compute()
+    np.testing.assert_allclose(found, both.transform(MORE), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("hidden", [(), (5,)])
 @pytest.mark.parametrize("freeze", ["all", -1, 0])
-def test_tuned_network_reads_the_mean_of_both_views(freeze: int | str, hidden: tuple[int, ...]) -> None:
+def test_tuned_network_reads_the_mean_of_both_views(
+    freeze: int | str, hidden: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fitted = FineTuneClassifier("featx_micro", freeze=freeze, hidden_layer_sizes=hidden, epochs=1, **COMMON).fit(X, Y)
     features = [fitted.transform(images) for images in (MORE, flipped(MORE))]
     scores = [fitted.decision_function(images) for images in (MORE, flipped(MORE))]
     fitted.set_params(views="flip")
     np.testing.assert_allclose(fitted.transform(MORE), np.mean(features, axis=0), rtol=1e-4, atol=1e-5)
     found = fitted.decision_function(MORE)
+    monkeypatch.setattr("featx.estimators.fitted._AT_ONCE", 3)
+    np.testing.assert_allclose(fitted.decision_function(MORE), found, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found, fitted.decision_function(flipped(MORE)), rtol=1e-4, atol=1e-5)
     if not hidden:  # a linear head of the mean is the mean of the scores
         np.testing.assert_allclose(found, np.mean(scores, axis=0), rtol=1e-3, atol=1e-4)

@@ -25,7 +25,7 @@ from featx.activations.joining import normalised, side_by_side
 from featx.backbones.addresses import path_in, plain_address
 from featx.exceptions import FeatxError, StoreError
 from featx.images.sources import Items
-from featx.store import MOST_ROWS, Column, FeatureStore, Session, rows_in_memory
+from featx.store import MOST_ROWS, Column, FeatureStore, Session, resolve_store, rows_in_memory
 from featx.system.packages import installed
 
 if TYPE_CHECKING:
@@ -105,6 +105,14 @@ class Remembered:
         shaped = [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
         rows = side_by_side([normalised(part, self.normalize) for part in shaped])
         return rows if len(place_of) == len(items) else rows[places]
+
+
+def store_of(estimator: Any) -> FeatureStore | None:
+    """Where an estimator keeps features; None also where it cannot be told, which is an error later."""
+    try:
+        return resolve_store(estimator.cache)
+    except (RuntimeError, OSError, ValueError):
+        return None
 
 
 def question_of(estimator: Any, store: FeatureStore | None, *, make: bool) -> str | None:

@@ -72,6 +72,8 @@ def _true_classes(photos: Sequence[str], paths: Sequence[str], model: Any) -> li
     ------
     UsageError, ClickException
     """
+    if not hasattr(model, "classes_"):
+        raise click.UsageError("A model that was learnt with labels is expected with --score, got one of numbers.")
     folder, *more = photos
     if more or not os.path.isdir(folder):
         raise click.UsageError(

@@ -152,9 +152,11 @@ def _features(
     paths = [path or "" for path in extraction.items.iter_paths()]
     states = [state_of(path) for path in paths] if extraction.store is not None else []
     digests: dict[int, str] = {}
+    moved: set[int] = set()  # files that changed between two looks at them, as several views take
 
     def note(row: int, content: Content) -> None:
-        digests[row] = content.digest.hex()
+        if digests.setdefault(row, digest := content.digest.hex()) != digest:
+            moved.add(row)
 
     items = WatchedItems(extraction.items, 0, note)
     far = extraction.n_jobs is None and any(map(is_url, paths))
@@ -170,7 +172,8 @@ def _features(
     rest = [row for row in range(len(paths)) if row not in digests and row not in errors]
     failed = _look_at(items, rest, n_threads(extraction.n_jobs))
     _check_reached(failed.values())
-    if changed := [row for row in rest if row in failed or state_of(paths[row]) != states[row]]:
+    changed = [row for row in rest if row in failed or state_of(paths[row]) != states[row]]
+    if changed := sorted({*changed, *moved} - {*errors}):
         anew = extractor._items([paths[row] for row in changed], reset=False)
         rows[changed], new, more = _features(extractor, replace(extraction, items=anew, store=None))
         digests |= {row: digest for row, digest in zip(changed, new, strict=True) if digest is not None}

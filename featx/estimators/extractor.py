@@ -17,7 +17,7 @@ from sklearn.utils.validation import _check_feature_names_in
 from featx.activations import remembered
 from featx.estimators.base import NetworkEstimator
 from featx.images.sources import MAX_PIXELS, Items
-from featx.store import FeatureStore, resolve_store
+from featx.store import FeatureStore
 from featx.system.compat import with_callbacks
 from featx.system.lazy import LazyTransformMixin, is_lazy, note_columns
 from featx.system.output import check_has_columns
@@ -314,7 +314,7 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         """
         self._validate_params()
         check_has_columns(self)
-        store = self._store()
+        store = remembered.store_of(self)
         question = remembered.question_of(self, store, make=True)
         known, items = self._known_rows(X, store, question)
         if known is not None:
@@ -405,15 +405,8 @@ class PretrainedFeatureExtractor(LazyTransformMixin, TransformerMixin, NetworkEs
         """Whether another process found nothing wrong with these parameters, and torch can be left alone."""
         if not remembered.saves_time():
             return False
-        store = self._store()
+        store = remembered.store_of(self)
         return remembered.recall(remembered.question_of(self, store, make=False), store) is not None
-
-    def _store(self) -> FeatureStore | None:
-        """Where features are kept; None also where it cannot be told, which is an error later."""
-        try:
-            return resolve_store(self.cache)
-        except (RuntimeError, OSError, ValueError):
-            return None
 
     def _known_rows(self, X: Any, store: FeatureStore | None, question: str | None) -> tuple[np.ndarray | None, Items]:
         """All features, where they can be had without loading torch and torchvision; and X as items."""

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from sklearn.base import RegressorMixin, _fit_context
+from sklearn.metrics import r2_score
 from sklearn.utils._param_validation import StrOptions
 
 from featx.estimators.tuning import TunedEstimator
+from featx.exceptions import ImageError
 from featx.images.sources import MAX_PIXELS
 from featx.store import FeatureStore
 from featx.system.compat import with_callbacks
@@ -57,7 +59,8 @@ class FineTuneRegressor(RegressorMixin, TunedEstimator):  # type: ignore[misc]
     ----------
     history_ : dict of str to list of float
         ``loss`` (mean over the epoch, as trained, of standardised targets) and ``learning_rate`` (of the head, at the
-        last step) per epoch; with ``early_stopping`` also ``validation_loss`` and ``validation_score`` (R2).
+        last step) per epoch; with ``early_stopping`` also ``validation_loss`` and ``validation_score`` (R2; NaN of one
+        image).
     n_iter_ : int
         Epochs that were trained.
     best_epoch_ : int
@@ -249,6 +252,18 @@ class FineTuneRegressor(RegressorMixin, TunedEstimator):  # type: ignore[misc]
         """
         fitted = self._as_fitted()
         return fitted._scale.restore(fitted._outputs(X, scores=True))
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """R2 of :meth:`predict`, as of any regressor of scikit-learn; an image that cannot be read is an error."""
+        found = self.predict(X)
+        unread = np.flatnonzero(np.isnan(found.reshape(len(found), -1)).any(axis=1)).tolist()
+        if unread:
+            raise ImageError(
+                f"Readable images with finite outputs are expected, got others at X{unread[:5]}, which have no score.",
+                row=unread[0],
+                remedy="Remove what featx.find_unreadable lists.",
+            )
+        return float(r2_score(y, found, sample_weight=sample_weight))
 
     def _learn(self, X: Any, y: Any, sample_weight: Any, goes_on: bool, once: bool = False) -> None:
         from featx.training.regression import Numbers

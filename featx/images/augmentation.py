@@ -147,6 +147,16 @@ class AugmentedItems(Items):
         plain = digests[0] if digests else self._items.digest(of_item)
         return self._alter(pixels, plain, view), tuple(self._mixed(digest, view) for digest in digests[1:])
 
+    @property
+    def originals(self) -> Items | None:
+        """The images, where all are seen in one view: what is known of their files need not be read for the view."""
+        return self._items[self._places.start : self._places.stop] if len(self._views) == 1 else None
+
+    def altered(self, digest: bytes) -> bytes:
+        """Digest of the one view, given that of the image."""
+        (view,) = self._views
+        return self._mixed(digest, view).digest
+
     def iter_paths(self) -> Iterator[None]:
         """No view is a file."""
         return iter([None] * len(self))

@@ -117,6 +117,15 @@ class Items(Sequence[Item]):
             is_path = isinstance(element, _PATHS)
             yield os.fsdecode(element) if is_path else path_in(element) if isinstance(element, dict) else None
 
+    @property
+    def originals(self) -> Items | None:
+        """Items whose digests decide those of these, row by row, by :meth:`altered`; None where they are their own."""
+        return None
+
+    def altered(self, digest: bytes) -> bytes:
+        """Digest of one of these, given its original's."""
+        return digest
+
     def original_row(self, row: int) -> int:
         """Position of an item in the X that this sequence was first made of."""
         return self._rows[row]

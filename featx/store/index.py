@@ -60,6 +60,9 @@ class Index:
 
     def digests(self, items: Items, n_threads: int) -> list[bytes | ImageError]:
         """Digest of every item; files that are known and unchanged are not read."""
+        if (originals := items.originals) is not None:
+            theirs = self.digests(originals, n_threads)
+            return [items.altered(digest) if isinstance(digest, bytes) else digest for digest in theirs]
 
         def look_at(rows: Sequence[int]) -> list[Content | bytes | ImageError]:
             return [(_content_or_error if row in files else digest_or_error)(items, row, self.seed) for row in rows]

@@ -208,8 +208,9 @@ class Loop:
         if trained is not None:
             _restore(self._live, trained)
         wanted = torch.from_numpy(targets.values).to(targets.loss.dtype)
-        each = targets.loss(outputs, wanted).numpy()
-        return float(np.average(each, weights=targets.weights)), targets.loss.score(outputs, wanted, targets.weights)
+        loss = float(np.average(targets.loss(outputs, wanted).numpy(), weights=targets.weights))
+        # Of what has diverged there is no score.
+        return loss, targets.loss.score(outputs, wanted, targets.weights) if np.isfinite(loss) else float("nan")
 
     def _result(self) -> dict[str, torch.Tensor]:
         return self._live if self._mean is None else self._mean.tensors

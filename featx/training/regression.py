@@ -41,10 +41,15 @@ class Scale:
     def of(cls, values: np.ndarray, weights: np.ndarray, single: bool) -> Scale:
         """Of values of shape (n, n_targets); what never varies has spread 1."""
         mean = np.average(values, axis=0, weights=weights)
-        spread = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weights))
-        # A mean of equal numbers is rounded, so that their spread need not be 0.
-        constant = spread <= np.abs(mean) * np.finfo(np.float64).eps * len(values)
-        return cls(mean, np.where(constant, 1.0, spread), single)
+        gaps = values - mean
+        most = np.abs(gaps).max(axis=0)
+        # Rounding makes a mean of equal numbers another one; squares of very large and very small gaps have no number.
+        varies = (values != values[0]).any(axis=0) & (most > 0)
+        most = np.where(varies, most, 1.0)
+        spread = np.where(varies, most * np.sqrt(np.average((gaps / most) ** 2, axis=0, weights=weights)), 1.0)
+        if not np.isfinite([mean, spread]).all():
+            raise ValueError(f"Targets whose mean and spread are finite are expected, got y up to {values.max():g}.")
+        return cls(mean, spread, single)
 
     @property
     def n_outputs(self) -> int:
