@@ -97,7 +97,7 @@ def ants_bees(n_test: int) -> Task:
     X, y = _read("ants-bees.zip")
     test = _draw(y, np.bincount(y) // 3, 0)
     pool = np.setdiff1d(np.arange(len(y)), test)
-    return Task(X[pool], y[pool], X[test], y[test], np.bincount(y[pool]) * 4 // 5, image_size=224)
+    return Task(X[pool], y[pool], X[test], y[test], np.bincount(y[pool]) * 4 // 5, image_size=160)
 
 
 def cifar(n_labels: int) -> Callable[[int], Task]:

@@ -66,10 +66,9 @@ WAYS: dict[str, Callable[[dict[str, Any], int, dict[str, Any]], BaseEstimator]] 
     ),
     "head only": tuned(freeze="all"),
     "freeze=-1": tuned(freeze=-1),
-    "freeze=-2": tuned(freeze=-2),
     "default": tuned(),
     "default, huber": tuned(loss="huber"),
-    "all layers": tuned(freeze=0),
+    "default, all layers": tuned(freeze=0),
 }
 DETERMINISTIC = ("mean", "ridge on features")
 

@@ -166,6 +166,19 @@ def test_what_trains_is_what_lies_behind_the_freeze_point(model: str) -> None:
         assert {name for name, parameter in module.named_parameters() if parameter.requires_grad} == reached, count
 
 
+@pytest.mark.parametrize(
+    ("model", "attach", "like"),
+    [("featx_micro", "penultimate", -2), ("vit_b_16", "penultimate", -2), ("featx_micro", 1, 0), ("featx_micro", 0, 0)],
+)
+def test_last_two_stages_below_the_head_train_by_default(model: str, attach: str | int, like: int) -> None:
+    """All of them where the head reads the first or the second."""
+    module, architecture, _ = network(model)
+    (layer,) = architecture.resolve(attach)
+    splits = [split_at(module, architecture, layer, freeze) for freeze in ("auto", like)]
+    assert splits[0].names(module) == splits[1].names(module)
+    assert FineTuneClassifier().freeze == "auto"
+
+
 def test_frozen_values_do_not_move_in_training_mode() -> None:
     module, architecture, images = network("densenet121")
     make_random(module)

@@ -47,10 +47,10 @@ class FineTuneClassifier(ClassifierMixin, TunedEstimator):  # type: ignore[misc]
         As in :class:`PretrainedFeatureExtractor`; lets paths be URLs.
     views : {"flip"} or None, default=None
         ``"flip"`` averages, when predicting, what the head reads of each image and of its mirror image. Twice the time.
-    freeze : int, "all" or str, default=0
+    freeze : "auto", int, "all" or str, default="auto"
         How much of the network stays as it was: a number of stages counted from the input (negative leaves the last n
-        trainable), ``"all"`` (only the head trains), or a module's name (up to and including it). More is faster and
-        needs fewer images.
+        trainable), ``"all"`` (only the head trains), or a module's name (up to and including it). ``"auto"`` trains the
+        last two stages below the head, ``0`` all. More is faster and needs fewer images.
     hidden_layer_sizes : tuple of int, default=()
         Widths of ReLU layers between the features and the output layer.
     dropout : float, default=0.0
@@ -183,7 +183,7 @@ class FineTuneClassifier(ClassifierMixin, TunedEstimator):  # type: ignore[misc]
         on_error: str = "raise",
         storage_options: dict[str, Any] | None = None,
         views: str | None = None,
-        freeze: int | str = 0,
+        freeze: int | str = "auto",
         hidden_layer_sizes: Any = (),
         dropout: float = 0.0,
         linear_probe: bool | float = True,

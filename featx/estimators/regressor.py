@@ -114,7 +114,7 @@ class FineTuneRegressor(RegressorMixin, TunedEstimator):  # type: ignore[misc]
         storage_options: dict[str, Any] | None = None,
         views: str | None = None,
         loss: str = "squared_error",
-        freeze: int | str = 0,
+        freeze: int | str = "auto",
         hidden_layer_sizes: Any = (),
         dropout: float = 0.0,
         linear_probe: bool | float = True,
