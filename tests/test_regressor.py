@@ -21,7 +21,6 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 from torch import nn
@@ -67,8 +66,12 @@ def test_training_equals_a_loop_written_by_hand(loss: str) -> None:
         weight_decay=0.0, optimizer="adam", epochs=3,
     ).fit(X, 100 * Y, sample_weight=weights)  # fmt: skip
 
-    mean = np.average(100 * Y, axis=0, weights=weights)
-    spread = np.average((100 * Y - mean) ** 2, axis=0, weights=weights) ** 0.5
+    if loss == "huber":
+        low, mean, high = np.quantile(100 * Y, [0.25, 0.5, 0.75], axis=0, weights=weights, method="inverted_cdf")
+        spread = (high - low) / 1.349
+    else:
+        mean = np.average(100 * Y, axis=0, weights=weights)
+        spread = np.average((100 * Y - mean) ** 2, axis=0, weights=weights) ** 0.5
     rows, wanted = torch.from_numpy(features(X)), torch.from_numpy((100 * Y - mean) / spread).float()
     share = torch.from_numpy(weights / weights.mean()).float()
     with torch.random.fork_rng():
@@ -98,9 +101,37 @@ def test_head_starts_from_ridge_regression_on_features(linear_probe: bool | floa
     # Steps at no speed leave the start of the head as it is.
     probe = regressor(linear_probe=linear_probe, learning_rate=1e-12, epochs=1).fit(X, Y[:, 0])
     target = StandardScaler().fit(Y[:, :1])
-    pipeline = make_pipeline(StandardScaler(), ridge).fit(features(X), target.transform(Y[:, :1]).ravel())
-    expected = target.inverse_transform(pipeline.predict(features(MORE))[:, None])[:, 0]
+    scaler = StandardScaler().fit(features(X))
+    scaler.scale_ = np.maximum(scaler.scale_, 0.1 * np.median(scaler.scale_[scaler.var_ > 1e-12]))
+    ridge.fit(scaler.transform(features(X)), target.transform(Y[:, :1]).ravel())
+    expected = target.inverse_transform(ridge.predict(scaler.transform(features(MORE)))[:, None])[:, 0]
     np.testing.assert_allclose(probe.predict(MORE), expected, rtol=1e-4)
+
+
+def test_feature_that_hardly_varies_does_not_outweigh_the_others() -> None:
+    rng = np.random.default_rng(0)
+    rows, out = rng.normal(size=(30, 50)).astype(np.float32), nn.Linear(50, 1)
+    rows[:, 0] *= 1e-4
+    rows[:, 1] = 0.0
+    target = rows[:, 2:].sum(1, keepdims=True)
+    SquaredError().probe(rows, target, np.ones(30), 0.0, out)
+    seldom = np.zeros((1, 50), dtype=np.float32)
+    seldom[0, :2] = 1.0  # as the others are wide
+    with torch.no_grad():
+        plain, found = (float(out(torch.from_numpy(one))) for one in (np.zeros_like(seldom), seldom))
+    assert abs(found - plain) < 10 * target.std()
+
+
+def test_wild_target_decides_little_with_huber() -> None:
+    images, brightness = dimmed(120)
+    wrong = brightness.copy()
+    wrong[7] = 1e4
+    found = [
+        regressor(loss=loss, epochs=10).fit(images[:80], wrong[:80]).predict(images[80:])
+        for loss in ("squared_error", "huber")
+    ]
+    gaps = [np.abs(predicted - brightness[80:]).mean() for predicted in found]
+    assert gaps[1] < 0.5 < gaps[0]
 
 
 def test_every_target_gets_a_penalty_of_its_own() -> None:
@@ -330,7 +361,9 @@ def test_unreadable_image_is_left_out_and_predicted_as_nan() -> None:
     ("y", "message"),
     [
         (None, "requires y to be passed"),
-        (["a"] * 40, "could not convert string to float"),
+        (["many", "few"] * 20, "FineTuneClassifier learns labels"),
+        (Y[:, 0].astype(str), "FineTuneClassifier learns labels"),
+        (np.arange(40).astype("datetime64[D]"), "Numbers are expected in y"),
         ([None] + [1.0] * 39, "1 of 40 images have no"),
         ([np.inf] + [1.0] * 39, "infinity"),
         (np.zeros((40, 2, 2)), "3"),

@@ -26,16 +26,19 @@ class FineTuneRegressor(RegressorMixin, TunedEstimator):  # type: ignore[misc]
 
     As :class:`FineTuneClassifier` with numbers for labels: a price, an age, a count. Targets are standardised for
     training, to mean 0 and standard deviation 1 over the training images, and predictions are in the targets' units.
+    Look at scikit-learn's DummyRegressor beside it: with few images for what they are to tell, the mean can be better.
 
     Parameters
     ----------
     loss : {"squared_error", "huber"}, default="squared_error"
         What is minimised, of standardised targets, on average over several. Huber's is half the squared error up to one
-        standard deviation and grows linearly beyond, so that a few wild targets decide less.
+        standard deviation and grows linearly beyond, so that a few wild targets decide less; median and quartiles then
+        stand for mean and standard deviation.
     linear_probe : bool or float, default=True
-        Whether the head starts from a ridge regression on the pretrained, standardised features. A number is its alpha;
-        True chooses one for each target, between 1 and 100,000, by leaving one image out. With hidden layers the head
-        is first trained alone on these features. False starts at random.
+        Whether the head starts from a ridge regression on the pretrained, standardised features, of which those that
+        vary less than a tenth of the usual one count for less. A number is its alpha; True chooses one for each target,
+        between 1 and 100,000, by leaving one image out. With hidden layers the head is first trained alone on these
+        features. False starts at random.
     early_stopping : bool, default=False
         Hold out ``validation_fraction`` of the images; keep the epoch with the least loss on them, and end when it has
         not fallen for ``n_iter_no_change`` epochs.

@@ -46,7 +46,7 @@ class ClassMapDisplay(Display):
     labels : sequence
         The classes, one for each map.
     scores : ndarray of shape (n_labels,)
-        Their decision values.
+        Their decision values, of the picture as it is shown: without other ``views``.
     intercepts : ndarray of shape (n_labels,) or None, default=None
         Of a linear model: the mean of a map plus its intercept is the score.
 

@@ -12,10 +12,21 @@ from featx.system.devices import fill
 _LEAST_SPREAD = 1e-6
 
 
-def standardised(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows less their mean over their spread, the mean, and the spread, both of shape (n_features,)."""
+def standardised(rows: np.ndarray, least: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows less their mean over their spread, the mean, and the spread, both of shape (n_features,).
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, n_features)
+    least : float, default=0.0
+        What varies less than this share of the usual feature, the median of those that vary, is divided by so much.
+        Networks have features that are zero for nearly all images: divided by their own spread over a few images, one
+        that is not zero in another image outweighs all others.
+    """
     mean, spread = rows.mean(0), rows.std(0)
-    spread[spread < _LEAST_SPREAD] = 1
+    varies = spread >= _LEAST_SPREAD
+    floor = least * np.median(spread[varies]) if varies.any() else 0.0
+    spread = np.where(varies | (floor > 0), np.maximum(spread, floor), 1).astype(rows.dtype)
     return (rows - mean) / spread, mean, spread
 
 

@@ -20,6 +20,12 @@ from featx.training.targets import Targets, even
 
 # Penalties that ridge regression chooses from by leaving one image out, on standardised features.
 _PENALTIES = np.logspace(0, 5, 11)
+# Features that vary less than this share of the usual one count for less: see `standardised`.
+_LEAST_SPREAD = 0.1
+# The interquartile range of a normal distribution, in standard deviations.
+_QUARTILES = 1.349
+# A start need not reach further out, in spreads of the target, where wild targets are to decide less.
+_FURTHEST = 3.0
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,11 @@ class Scale:
     single: bool
 
     @classmethod
-    def of(cls, values: np.ndarray, weights: np.ndarray, single: bool) -> Scale:
-        """Of values of shape (n, n_targets); what never varies has spread 1."""
+    def of(cls, values: np.ndarray, weights: np.ndarray, single: bool, robust: bool = False) -> Scale:
+        """Of values of shape (n, n_targets); what never varies has spread 1.
+
+        ``robust`` takes median and quartiles for mean and standard deviation, where the quartiles differ.
+        """
         mean = np.average(values, axis=0, weights=weights)
         gaps = values - mean
         most = np.abs(gaps).max(axis=0)
@@ -47,6 +56,9 @@ class Scale:
         varies = (values != values[0]).any(axis=0) & (most > 0)
         most = np.where(varies, most, 1.0)
         spread = np.where(varies, most * np.sqrt(np.average((gaps / most) ** 2, axis=0, weights=weights)), 1.0)
+        if robust:
+            low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], axis=0, weights=weights, method="inverted_cdf")
+            mean, spread = np.where(high > low, [middle, (high - low) / _QUARTILES], [mean, spread])
         if not np.isfinite([mean, spread]).all():
             raise ValueError(f"Targets whose mean and spread are finite are expected, got y up to {values.max():g}.")
         return cls(mean, spread, single)
@@ -106,6 +118,8 @@ class Numbers:
         if y is None:
             raise ValueError(f"This {name} estimator requires y to be passed, but the target y is None.")
         check_labelled(y)
+        if (kind := np.asarray(y).dtype).kind in "SUMm":
+            raise ValueError(f"Numbers are expected in y, got {kind}. FineTuneClassifier learns labels.")
         values = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y", estimator=name)
         if values.ndim > 2:
             raise ValueError(f"A y of shape (n,) or (n, n_targets) is expected, got y of shape {values.shape}.")
@@ -129,7 +143,7 @@ class Numbers:
         """The same, with the scale of some rows, unless an earlier fit has decided it."""
         if self.scale is not None:
             return self
-        return replace(self, scale=Scale.of(self.values[rows], weights[rows], self.single))
+        return replace(self, scale=Scale.of(self.values[rows], weights[rows], self.single, robust=self.loss.huber))
 
     def targets(self, rows: np.ndarray, weights: np.ndarray) -> Targets:
         """What to train on in some rows; weights are those of all rows."""
@@ -170,7 +184,9 @@ class SquaredError:
         self, rows: np.ndarray, targets: np.ndarray, weights: np.ndarray, strength: float, out: nn.Linear
     ) -> None:
         """Set a linear layer to ridge regression; ``strength`` is its alpha, 0 for one that it chooses itself."""
-        standard, mean, spread = standardised(rows.astype(np.float64))  # small penalties need the digits
+        standard, mean, spread = standardised(rows.astype(np.float64), _LEAST_SPREAD)  # small penalties need the digits
+        if self.huber:
+            targets = targets.clip(-_FURTHEST, _FURTHEST)
         few = len(rows) < 3  # nothing to leave out
         model = Ridge(strength or 1.0) if strength or few else RidgeCV(_PENALTIES, alpha_per_target=True)
         # Past what others wrap around it, as in the logistic regression of a classifier's head.

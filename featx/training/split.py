@@ -143,7 +143,7 @@ def _resolve_freeze(architecture: Architecture, attach: Layer, freeze: object) -
     if isinstance(freeze, bool):
         raise LayerError(f'A number of stages, "auto", "all" or a module\'s name is expected, got freeze={freeze}.')
     if isinstance(freeze, str) and freeze != "auto":
-        return architecture.resolve(freeze)[0]
+        return _named(architecture, freeze)
     stages = [name for name in architecture.stages if architecture.layer(name).position <= attach.position]
     count = -min(_AUTO, len(stages)) if freeze == "auto" else int(freeze)  # type: ignore[call-overload]
     if not -len(stages) <= count <= len(stages):
@@ -153,6 +153,18 @@ def _resolve_freeze(architecture: Architecture, attach: Layer, freeze: object) -
         )
     count = count if count >= 0 else len(stages) + count
     return architecture.layer(stages[count - 1]) if count else None
+
+
+def _named(architecture: Architecture, freeze: str) -> Layer:
+    try:
+        return architecture.resolve(freeze)[0]
+    except LayerError as error:
+        number = freeze.strip().removeprefix("-").isdecimal()
+        hint = f" Pass {freeze.strip()} as a number." if number else ""
+        raise LayerError(
+            f'A number of stages, "auto", "all" or a module\'s name is expected, got freeze={freeze!r}.{hint} '
+            f"{architecture.model} has the stages {list(architecture.stages)}; featx.list_layers names all modules."
+        ) from error
 
 
 class _Traced:
