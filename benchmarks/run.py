@@ -31,6 +31,7 @@ BENCHES = {
     "memory": ["benchmarks/bench_memory.py", "--quick"],
     "start": ["benchmarks/bench_start.py", "--quick"],
     "accuracy": ["benchmarks/bench_accuracy.py", "--quick"],
+    "counts": ["benchmarks/bench_counts.py", "--quick"],
 }
 
 

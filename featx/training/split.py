@@ -17,7 +17,7 @@ from featx.exceptions import LayerError
 from featx.system.locks import ForkSafeLock
 
 _NORMS_WITH_STATISTICS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-# Stages that train by default, chosen by benchmarks/accuracy.md: as good as all of them, in half the time.
+# Stages that train by default, chosen by benchmarks/accuracy.md: as good as all of them, in six tenths of the time.
 _AUTO = 2
 
 # Functions of the module operator that change their first argument, as `+=` does.
