@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from releases import exports_graphs
 from sklearn.datasets import load_digits
 
 from featx import FeatureStore, FineTuneClassifier, FineTuneRegressor, PretrainedFeatureExtractor, distributed
@@ -31,7 +32,7 @@ def flipped(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(images[:, :, ::-1])
 
 
-@pytest.mark.parametrize("engine", ["torch", "onnx"])
+@pytest.mark.parametrize("engine", ["torch", pytest.param("onnx", marks=exports_graphs)])
 @pytest.mark.parametrize(
     "parameters",
     [{}, {"normalize": "l2", "layers": "all"}, {"pooling": "flatten", "layers": 1}, {"batch_size": 3}],
