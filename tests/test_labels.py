@@ -162,9 +162,9 @@ def test_classes_that_are_no_labels_are_refused(classes: Any, words: str) -> Non
 
 
 def test_weights_of_0_are_told_with_the_images_that_have_them() -> None:
-    labels = Labels.of("x", ["a", "a", "b"])
+    labels = Labels.of("x", ["a", "a", "b"], class_weight={"a": 0, "b": 1})
     with pytest.raises(ValueError, match=r"got 2 of 3 images, .* class_weight or sample_weight is 0"):
-        labels.targets(np.array([0, 1]), {"a": 0, "b": 1}, np.ones(3))
+        labels.targets(np.array([0, 1]), np.ones(3))
 
 
 def test_labels_of_several_kinds_are_refused_with_a_way_out() -> None:
