@@ -191,7 +191,7 @@ def test_networks_below_another_layer_have_their_stages(around: Callable[[nn.Mod
 
 def test_parameters_of_containers_train_as_slowly_as_what_is_beside_them() -> None:
     """Those of the embeddings belong to the network itself, which returns last."""
-    tuned = FineTuneClassifier("timm/vit_tiny_patch16_224", weights=None, image_size=32)
+    tuned = FineTuneClassifier("timm/vit_tiny_patch16_224", weights=None, image_size=32, freeze=0)
     tuned.classes_, tuned._runtime = np.arange(2), {}
     built = tuned._new_model(None, 2).build()
     built.network(True)
