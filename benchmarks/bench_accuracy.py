@@ -1,7 +1,7 @@
 """How well each way to reuse a pretrained network classifies, and how FineTuneClassifier's defaults were chosen.
 
     python benchmarks/bench_accuracy.py [--cells lite0 "lite0, ants-bees" ...] [--ways probe "freeze=-2 augment=flip"]
-                                        [--development] [--quick] [--json FILE]
+                                        [--development] [--seeds N] [--quick] [--json FILE]
 
 tf_efficientnet_lite0 with real weights from ``$FEATX_DATA``, three seeds: ants-bees (large photos, 129 to train on),
 CIFAR-10 with 10 and 100 labels a class at 96 pixels, and blood cells cut out of photos by their boxes (at most 1,000,
@@ -257,10 +257,12 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", help="only these: networks, tasks, or both with a comma between them")
     parser.add_argument("--ways", nargs="+", default=[PROBE, *WAYS], help="only these, or parameters with values")
     parser.add_argument("--development", action="store_true", help="judge by photos of the training part")
+    parser.add_argument("--seeds", type=int, help="how many, where it is not one in any case")
     parser.add_argument("--quick", action="store_true", help="few images, one epoch, two cells")
     parser.add_argument("--json", type=Path, help="where to write the figures, and to go on from")
     arguments = parser.parse_args()
     size = QUICK if arguments.quick else FULL
+    size = replace(size, n_seeds=arguments.seeds or size.n_seeds)
     cells, ways = chosen_cells(arguments.cells, size), arguments.ways
     for way in ways:
         _ = way == PROBE or parameters_of(way)

@@ -66,7 +66,7 @@ def load_model(path: str) -> Pipeline | FittedNetwork:
 def _load_tuned(path: str) -> FittedNetwork:
     from featx.training.sharing import saved_as
 
-    kind = FineTuneRegressor if saved_as(path) == FineTuneRegressor.__name__ else FineTuneClassifier
+    kind = FineTuneRegressor if saved_as(path) == FineTuneRegressor._saved_as else FineTuneClassifier
     return kind.load(path)
 
 

@@ -82,11 +82,11 @@ class TunedEstimator(FittedNetwork):
         seed = int(random.randint(2**31 - 1))
         if once and start is not None:  # other views, another order than in the call before
             seed = (seed + self.n_iter_) % 2**31
-        model = self._new_model(items, answers.meaning.n_outputs)
         training, held_out = rows, None
         if self.early_stopping and not once:
             training, held_out = self._hold_out(rows, answers, seed)
         answers = answers.measured(training, weights)
+        model = self._new_model(items, answers.meaning.n_outputs)
         recipe = self._recipe(model, len(training), seed, once)
         engine = "torch" if self.engine == "auto" and isinstance(self.random_state, Integral) else self.engine
         source = self._source(items, model, "raise", engine)  # unreadable images are left out by now

@@ -136,8 +136,9 @@ class Numbers:
 
     @property
     def meaning(self) -> Scale:
-        """What outputs fitted to them stand for; before it is measured, as many of them."""
-        return self.scale or Scale(np.zeros(self.values.shape[1]), np.ones(self.values.shape[1]), self.single)
+        """What outputs fitted to them stand for, once it is measured."""
+        assert self.scale is not None
+        return self.scale
 
     def measured(self, rows: np.ndarray, weights: np.ndarray) -> Numbers:
         """The same, with the scale of some rows, unless an earlier fit has decided it."""

@@ -86,22 +86,18 @@ def load_fitted(path: str | os.PathLike[str], estimator: str) -> tuple[dict[str,
 
 
 def saved_as(path: str | os.PathLike[str]) -> str | None:
-    """The estimator that a file of `save_fitted` is of; None of other files."""
+    """The estimator that a file of `save_fitted` is of; empty of a file of tensors alone, None of anything else."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            return str(json.loads(metadata[_KEY]).get("estimator", _FIRST)) if _KEY in metadata else None
+            return str(json.loads(metadata[_KEY]).get("estimator", _FIRST)) if _KEY in metadata else ""
     except (SafetensorError, OSError, ValueError):
         return None
 
 
 def holds_tensors_alone(path: str | os.PathLike[str]) -> bool:
     """Whether a file is one of safetensors that `save_fitted` did not write, such as weights of a network."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return _KEY not in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
+    return saved_as(path) == ""
 
 
 def as_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray | torch.Tensor]:

@@ -81,7 +81,7 @@ class Answers(Protocol):
 
     @property
     def meaning(self) -> Meaning:
-        """What outputs fitted to it stand for."""
+        """What outputs fitted to it stand for, of answers that are measured."""
 
     def __len__(self) -> int:
         """Images."""
