@@ -757,8 +757,9 @@ def test_file_whose_name_reads_like_a_pattern_is_that_file(photos: list[str], tm
 # On workers
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def client() -> Iterator[Any]:
+    """Workers of one test: Dask's restart of those of another one sometimes brings none back."""
     distributed = pytest.importorskip("distributed")
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
@@ -781,7 +782,6 @@ def has_sessions() -> bool:
 
 @pytest.mark.parametrize("engine", ["torch", pytest.param("onnx", marks=exports_graphs)])
 def test_workers_compute_what_one_process_does(client: Any, photos: list[str], tmp_path: Path, engine: str) -> None:
-    client.restart()
     extract(clone(MICRO).set_params(engine=engine), photos, tmp_path / "out", client=client, shard_size=4)
     assert set(client.run(has_sessions).values()) == {engine == "onnx"}
     check_complete(rows_in(tmp_path / "out"), photos)
