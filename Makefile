@@ -48,7 +48,7 @@ test-oldest: $(OLDEST)/.ready
 $(NOTEBOOK)/.ready: constraints/notebook.txt
 	test -x $(NOTEBOOK)/bin/python || $(NOTEBOOK_PYTHON) -m venv $(NOTEBOOK)
 	$(NOTEBOOK)/bin/python -m pip install --quiet --requirement constraints/notebook.txt
-	$(NOTEBOOK)/bin/python -m pip install --quiet --constraint constraints/notebook.txt pytest pytest-xdist hypothesis polars packaging
+	$(NOTEBOOK)/bin/python -m pip install --quiet --constraint constraints/notebook.txt pytest pytest-timeout pytest-xdist hypothesis polars packaging
 	touch $@
 
 test-notebook: $(NOTEBOOK)/.ready
