@@ -1,4 +1,4 @@
-"""README's tables, from the figures that benchmarks write."""
+"""Tables of README and of accuracy.md, from the figures that benchmarks write."""
 
 from __future__ import annotations
 
@@ -79,12 +79,44 @@ def fits(figures: Figures) -> str:
     return _table(["", *medians], [[label, *(f"{time:.1f}" for time in times[way])] for way, label in labels.items()])
 
 
-#: By name: the file of figures and what makes a table of them.
-TABLES: dict[str, tuple[str, Callable[[Figures], str]]] = {
-    "demo": ("demo", demo),
-    "grid-search": ("grid_search", grid_search),
-    "extraction": ("extraction", extraction),
-    "fits": ("fits", fits),
+def accuracy(figures: Figures) -> str:
+    """Every way in every cell: accuracy, what it gains over the two it is compared with, and seconds."""
+    others = ("probe", "old default, all layers")
+    rows = []
+    for row in figures["table"]:
+        spread = "" if row["spread"] is None else f" ± {100 * row['spread']:.1f}"
+        gains = [_percent(row["over"].get(other)) for other in others]
+        rows.append([row["cell"], row["way"], f"{100 * row['accuracy']:.1f}{spread}", *gains, f"{row['seconds']:.0f}"])
+    return _table(["cell", "way", "accuracy", "over the probe", "over the old default", "seconds"], rows)
+
+
+def _percent(gain: tuple[float, float] | None) -> str:
+    return "" if gain is None else f"{100 * gain[0]:+.1f} ± {100 * gain[1]:.1f}"
+
+
+def counts(figures: Figures) -> str:
+    """Every way's mean absolute error, R2 and seconds."""
+    ways = dict.fromkeys(key.rsplit(", ", 1)[0] for key in figures["runs"])
+    rows = []
+    for way in ways:
+        found = [run for key, run in figures["runs"].items() if key.rsplit(", ", 1)[0] == way]
+        errors = [run["error"] for run in found]
+        spread = f" ± {np.std(errors, ddof=1):.2f}" if len(errors) > 1 else ""
+        r2, seconds = (np.mean([run[name] for run in found]) for name in ("R2", "seconds"))
+        rows.append([way, f"{np.mean(errors):.2f}{spread}", f"{r2:.2f}", f"{seconds:.0f}"])
+    return _table(["way", "error, cells", "R2", "seconds"], rows)
+
+
+Tables = dict[str, tuple[str, Callable[[Figures], str]]]
+#: By page, and on it by name: the file of figures and what makes a table of them.
+PAGES: dict[str, Tables] = {
+    "README.md": {
+        "demo": ("demo", demo),
+        "grid-search": ("grid_search", grid_search),
+        "extraction": ("extraction", extraction),
+        "fits": ("fits", fits),
+    },
+    "benchmarks/accuracy.md": {"accuracy": ("accuracy", accuracy), "counts": ("counts", counts)},
 }
 
 

@@ -44,11 +44,12 @@ from sklearn.preprocessing import StandardScaler
 from featx import FeatureStore, FineTuneClassifier, PretrainedFeatureExtractor
 
 PROBE_C = 0.01  # of the logistic regression on standardised features
-PROBE, DEFAULT, OLD = "probe", "default, freeze=-2", "old default, all layers"
+PROBE, DEFAULT, VIEWS, OLD = "probe", "default, freeze=-2", "default, views=flip", "old default, all layers"
 WAYS: dict[str, dict[str, Any]] = {
     "head only": {"freeze": "all", "linear_probe": False},
     "freeze=-1": {"freeze": -1},
     DEFAULT: {},
+    VIEWS: {"views": "flip"},
     OLD: {"freeze": 0},
 }
 # The default may be so much below the better of probe and old default, in accuracy or in standard errors.
@@ -72,9 +73,11 @@ CELLS = [f"{network}, {task}" for network in NETWORKS for task in TASKS]
 
 
 def seeds_of(cell: str, way: str, size: Size) -> range:
-    """Several for the cells that decide, but for what takes longest."""
-    decides = cell.startswith("lite0") and not cell.endswith("/1000") and way != OLD
-    return range(size.n_seeds if decides else 1)
+    """Several for the cells that decide, but for what takes longest; two views are tried in these alone."""
+    decides = cell.startswith("lite0") and not cell.endswith("/1000")
+    if way == VIEWS and not decides:
+        return range(0)
+    return range(size.n_seeds if decides and way != OLD else 1)
 
 
 def task_of(cell: str, size: Size) -> Task:
@@ -203,7 +206,7 @@ def summarise(
     rows = []
     for cell in cells:
         found = {way: [runs.get(f"{cell}, {way}, {seed}") for seed in seeds_of(cell, way, size)] for way in ways}
-        whole = {way: [run for run in of_way if run] for way, of_way in found.items() if all(of_way)}
+        whole = {way: [run for run in of_way if run] for way, of_way in found.items() if of_way and all(of_way)}
         for way, of_way in whole.items():
             accuracies = np.array([run["accuracy"] for run in of_way])
             row = {

@@ -1,10 +1,10 @@
-"""Every benchmark in its quick form, one after the other, and the tables that README shows.
+"""Every benchmark in its quick form, one after the other, and the tables of README and accuracy.md.
 
     python benchmarks/run.py [--only [NAME ...]] [--write]
 
-The figures, with versions, machine and commit, go to ``benchmarks/results/NAME.json``; ``--write`` puts the tables made
-of them into README. Exits with 1 where a benchmark found something wrong. For figures to judge by, run a benchmark
-without ``--quick``.
+The figures, with versions, machine and commit, go to ``benchmarks/results/NAME.json``, but for those of benchmarks
+whose quick form only shows that they work; ``--write`` puts the tables made of all of them into the pages. Exits with 1
+where a benchmark found something wrong. For figures to judge by, run a benchmark without ``--quick``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from _about import about
-from _tables import RESULTS, TABLES, put
+from _tables import PAGES, RESULTS, put
 
 ROOT = Path(__file__).parents[1]
 BENCHES = {
@@ -33,6 +33,8 @@ BENCHES = {
     "accuracy": ["benchmarks/bench_accuracy.py", "--quick"],
     "counts": ["benchmarks/bench_counts.py", "--quick"],
 }
+# Their figures take an hour or more: bench_NAME.py --json benchmarks/results/NAME.json.
+SHOWN_ALONE = {"accuracy", "counts"}
 
 
 def run(name: str) -> bool:
@@ -43,7 +45,9 @@ def run(name: str) -> bool:
     new = RESULTS / f"{name}.json.new"
     new.unlink(missing_ok=True)  # benchmarks that can be resumed would go on with it
     done = subprocess.run([sys.executable, *BENCHES[name], "--json", str(new)], cwd=ROOT, check=False)
-    if new.exists():
+    if name in SHOWN_ALONE:
+        new.unlink(missing_ok=True)
+    elif new.exists():
         figures = json.loads(new.read_text()) | about()
         new.write_text(json.dumps(figures, indent=1) + "\n")
         new.replace(RESULTS / f"{name}.json")
@@ -54,18 +58,17 @@ def run(name: str) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=BENCHES, default=list(BENCHES), help="none: the tables alone")
-    parser.add_argument("--write", action="store_true", help="put the tables into README")
+    parser.add_argument("--write", action="store_true", help="put the tables into the pages")
     arguments = parser.parse_args()
     failed = [name for name in arguments.only if not run(name)]
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    for name, (file, make) in TABLES.items():
-        if (RESULTS / f"{file}.json").exists():
+    for page, tables in PAGES.items():
+        text = (ROOT / page).read_text()
+        for name, (file, make) in tables.items():
             table = make(json.loads((RESULTS / f"{file}.json").read_text()))
             print(f"\n{name}\n\n{table}")
             text = put(text, name, table)
-    if arguments.write:
-        readme.write_text(text)
+        if arguments.write:
+            (ROOT / page).write_text(text)
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
