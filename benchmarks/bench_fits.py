@@ -27,7 +27,7 @@ import numpy as np
 from _about import about
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
-from featx.cli.scoring import C_VALUES, accuracies_of, classifier
+from featx.choosing.probes import C_VALUES, accuracies_of, classifier
 
 N_ROWS, N_FEATURES, N_CLASSES, N_FOLDS, TURNS = 3068, 1280, 10, 5, 3
 # Largest difference between two ways' mean scores: BLAS adds up in another order with another count of threads.

@@ -25,7 +25,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_pre
 from threadpoolctl import OpenBLASController, threadpool_info, threadpool_limits
 
 from featx import FineTuneClassifier, PretrainedFeatureExtractor
-from featx.cli import scoring
+from featx.choosing import probes
 from featx.system import fits
 from featx.system.fits import one_thread, run_fits
 
@@ -77,10 +77,10 @@ def test_scores_are_those_of_a_grid_search_to_the_bit(
     rows, y = random_rows()
     untouched = rows.copy()
     folds = StratifiedKFold(4, shuffle=True, random_state=0)
-    found = scoring.accuracies_of(rows, y, folds)
+    found = probes.accuracies_of(rows, y, folds)
     with threadpool_limits(1, user_api="blas"):
-        grid = {"logisticregression__C": scoring.C_VALUES}
-        search = GridSearchCV(scoring.classifier(), grid, cv=folds, refit=False).fit(rows, y)
+        grid = {"logisticregression__C": probes.C_VALUES}
+        search = GridSearchCV(probes.classifier(), grid, cv=folds, refit=False).fit(rows, y)
     wanted = np.stack([search.cv_results_[f"split{fold}_test_score"] for fold in range(4)], axis=1)
     assert len(np.unique(wanted)) > 3
     np.testing.assert_array_equal(found, wanted)
@@ -95,13 +95,13 @@ def test_probabilities_of_held_out_rows_are_those_of_scikit_learn_to_the_bit(
     rows, y = random_rows()
     folds = StratifiedKFold(4, shuffle=True, random_state=0)
     with threadpool_limits(1, user_api="blas"):
-        wanted = cross_val_predict(scoring.classifier(0.1), rows, y, cv=folds, method="predict_proba")
-    np.testing.assert_array_equal(scoring.probabilities_of(rows, y, folds, 0.1), wanted)
+        wanted = cross_val_predict(probes.classifier(0.1), rows, y, cv=folds, method="predict_proba")
+    np.testing.assert_array_equal(probes.probabilities_of(rows, y, folds, 0.1), wanted)
 
 
 def test_folds_let_go_of_their_rows_after_the_last_fit() -> None:
     rows, y = random_rows()
-    (fold, *_) = scoring._folds(rows, y, StratifiedKFold(4), n_fits=2)
+    (fold, *_) = probes._folds(rows, y, StratifiedKFold(4), n_fits=2)
     fold.accuracy(1.0)
     assert fold._made is not None
     fold.accuracy(0.1)
@@ -280,7 +280,8 @@ import itertools, os, signal, sys, threading
 import joblib, numpy as np
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import OpenBLASController, threadpool_info, threadpool_limits
-from featx.cli import main, scoring
+from featx.choosing import probes
+from featx.cli import main
 from featx.system import fits
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background start with Ctrl-C ignored
@@ -304,7 +305,7 @@ except KeyboardInterrupt:
     print(blas(), threading.active_count(), flush=True)
 """
 ON_THE_COMMAND_LINE = """
-scoring._Fold.accuracy = fit
+probes._Fold.accuracy = fit
 sys.argv = ["featx", "search", sys.argv[1], "--backbones", "featx_micro", "--no-cache"]
 main()
 """
@@ -410,8 +411,8 @@ def test_a_head_starts_from_fits_on_one_thread(
 
 
 def test_a_model_is_learnt_on_one_thread(recorded: list[tuple[set[int], int]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "LogisticRegression", Recorder)
+    monkeypatch.setattr(probes, "LogisticRegression", Recorder)
     rows, y = random_rows()
-    scoring.learn(rows, y, 1.0)
-    scoring.accuracies_of(rows, y, StratifiedKFold(2))
-    assert [blas for blas, _ in recorded] == [{1}] * (1 + 2 * len(scoring.C_VALUES))
+    probes.learn(rows, y, 1.0)
+    probes.accuracies_of(rows, y, StratifiedKFold(2))
+    assert [blas for blas, _ in recorded] == [{1}] * (1 + 2 * len(probes.C_VALUES))

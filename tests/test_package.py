@@ -25,6 +25,7 @@ FLOORS = [
     "backbones",
     "activations",
     "training",
+    "choosing",
     "estimators",
     "plots",
     "distributed",

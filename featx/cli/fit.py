@@ -13,6 +13,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from featx.activations.trying import why_unreadable
 from featx.backbones.addresses import path_in
+from featx.choosing.probes import learn
 from featx.cli.files import OutputFile
 from featx.cli.findings import Findings, Photo
 from featx.cli.models import SAFE, readable, save_model
@@ -34,7 +35,7 @@ from featx.cli.options import (
 )
 from featx.cli.outcomes import Console
 from featx.cli.photos import list_labelled
-from featx.cli.scoring import compute_once, folds_for, learn, scores_of
+from featx.cli.scoring import compute_once, folds_for, scores_of
 from featx.estimators.classifier import FineTuneClassifier
 from featx.store import FeatureStore, Session
 

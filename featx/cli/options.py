@@ -6,11 +6,9 @@ import csv
 import functools
 import io
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, TypeVar
@@ -22,8 +20,7 @@ from featx.backbones.addresses import Address, split_address
 from featx.cli.outcomes import Console
 from featx.estimators.extractor import PretrainedFeatureExtractor
 from featx.exceptions import StoreWarning
-from featx.store import FeatureStore, resolve_store, why_unusable
-from featx.system.temporary import FOLDERS
+from featx.store import FeatureStore, passing_store, resolve_store, why_unusable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -143,29 +140,8 @@ class Machine:
         if self.kept is not None:
             yield self.kept
             return
-        with _passing_folder() as folder:
-            yield FeatureStore(folder)
-
-
-@contextmanager
-def _passing_folder() -> Iterator[str]:
-    """A folder that is gone afterwards."""
-    folder = _made_on_local_disk()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _made_on_local_disk() -> str:
-    """A new folder where a store can lie; where there is none, one that cannot be made, of which the store tells."""
-    for parent in FOLDERS:
-        with suppress(OSError):
-            folder = tempfile.mkdtemp(prefix="featx-", dir=parent)
-            if why_unusable(FeatureStore(folder)) is None:
-                return folder
-            shutil.rmtree(folder, ignore_errors=True)
-    return os.path.join(os.devnull, "featx")
+        with passing_store() as store:
+            yield store
 
 
 @dataclass(frozen=True)

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import click
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from featx.activations.plan import FeaturePlan
 from featx.activations.trying import why_unreadable
 from featx.backbones.addresses import plain_address
+from featx.choosing.probes import C_VALUES, accuracies_of
 from featx.cli.options import typed_poolings, typed_weights
 from featx.cli.outcomes import Console, broken_of
 from featx.estimators.extractor import PretrainedFeatureExtractor
-from featx.system.fits import one_thread, run_fits
-
-C_VALUES = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
 
 
 @dataclass(frozen=True)
@@ -60,11 +53,6 @@ class Score:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
-
-
-def classifier(C: float = 1.0) -> Pipeline:
-    """What learns from features: standardised, then a logistic regression."""
-    return make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=5000))
 
 
 def folds_for(y: np.ndarray, n_folds: int) -> StratifiedKFold:
@@ -148,78 +136,6 @@ def scores_of(
             )
         )
     return found
-
-
-def probabilities_of(rows: np.ndarray, y: np.ndarray, folds: StratifiedKFold, C: float) -> np.ndarray:
-    """Probabilities of all classes, shape (n, n_classes), each row's by a classifier that did not learn from it."""
-    parts = _folds(rows, y, folds, n_fits=1)
-    found = _run([partial(part.probabilities, C) for part in parts], rows, y)
-    proba = np.empty((len(rows), found[0].shape[1]))
-    for part, those in zip(parts, found, strict=True):
-        proba[part.held_out] = those
-    return proba
-
-
-def learn(rows: np.ndarray, y: np.ndarray, C: float) -> Pipeline:
-    """The classifier, fitted to all rows."""
-    with one_thread():
-        return classifier(C).fit(rows, y)
-
-
-class _Fold:
-    """One fold of a cross-validation: standardised when it is first asked for, let go after the last of its fits.
-
-    May be asked by several threads at once.
-    """
-
-    def __init__(self, rows: np.ndarray, y: np.ndarray, learnt: np.ndarray, held_out: np.ndarray, n_fits: int) -> None:
-        self._all, self._y, self._learnt, self.held_out = rows, y, learnt, held_out
-        self._left = n_fits
-        self._lock = threading.Lock()
-        self._made: tuple[np.ndarray, np.ndarray] | None = None
-
-    def accuracy(self, C: float) -> float:
-        """Of the photos that are held out."""
-        learner, rows = self._learn(C)
-        return float(learner.score(rows, self._y[self.held_out]))
-
-    def probabilities(self, C: float) -> np.ndarray:
-        """Of the photos that are held out, shape (n_held_out, n_classes)."""
-        learner, rows = self._learn(C)
-        return learner.predict_proba(rows)
-
-    def _learn(self, C: float) -> tuple[Any, np.ndarray]:
-        """What learnt from the fold, and the rows that are held out."""
-        learnt, held_out = self._standardised()
-        return classifier(C)[-1].fit(learnt, self._y[self._learnt]), held_out
-
-    def _standardised(self) -> tuple[np.ndarray, np.ndarray]:
-        with self._lock:
-            if self._made is None:
-                scaler = classifier()[0].set_params(copy=False)  # of what is a copy already
-                learnt = scaler.fit_transform(self._all[self._learnt])
-                self._made = learnt, scaler.transform(self._all[self.held_out])
-            made, self._left = self._made, self._left - 1
-            if not self._left:
-                self._made = None
-            return made
-
-
-def _folds(rows: np.ndarray, y: np.ndarray, folds: StratifiedKFold, n_fits: int) -> list[_Fold]:
-    return [_Fold(rows, y, learnt, held_out, n_fits) for learnt, held_out in folds.split(rows, y)]
-
-
-def accuracies_of(rows: np.ndarray, y: np.ndarray, folds: StratifiedKFold) -> np.ndarray:
-    """Accuracies of shape (n_C, n_folds)."""
-    parts = _folds(rows, y, folds, len(C_VALUES))
-    # A large C takes longest: what begins with it ends with short ones, and no thread waits long for another.
-    calls = [partial(part.accuracy, C) for part in parts for C in reversed(C_VALUES)]
-    return np.reshape(_run(calls, rows, y), (len(parts), len(C_VALUES))).T[::-1]
-
-
-def _run(calls: Sequence[Any], rows: np.ndarray, y: np.ndarray) -> list[Any]:
-    # A fold's rows, and those in double precision, which some releases of scikit-learn fit.
-    return run_fits(calls, work=rows.size * len(np.unique(y)), n_bytes=3 * rows.nbytes)
 
 
 def candidates(extractor: PretrainedFeatureExtractor, layers: Sequence[str | int]) -> list[str]:

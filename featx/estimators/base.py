@@ -94,6 +94,15 @@ class NetworkEstimator(ForkSafeMethods, PortablePickles, CallbackSupportMixin, B
             return validate_data(self, X, reset=reset, **how)
         return check_array(X, estimator=self, input_name="X", **how)
 
+    def _readable(self, items: Items, consequence: str) -> np.ndarray:
+        """Rows of the images that can be read; all of them where others are to raise."""
+        if self.on_error == "raise":
+            return np.arange(len(items))
+        from featx.activations.engine import n_threads
+        from featx.images.unreadable import readable_rows
+
+        return np.asarray(readable_rows(items, n_threads(self.n_jobs), consequence), dtype=int)
+
     @one_thread_after_fork()  # scikit-learn copies modules
     def __sklearn_clone__(self) -> Any:
         return super().__sklearn_clone__()

@@ -142,15 +142,6 @@ class FittedNetwork(TransformerMixin, NetworkEstimator):  # type: ignore[misc]
                 shared["layers"] = model.plan.layers[0].label
         return shared
 
-    def _readable(self, items: Items, consequence: str) -> np.ndarray:
-        """Rows of the images that can be read; all of them where others are to raise."""
-        if self.on_error == "raise":
-            return np.arange(len(items))
-        from featx.activations.engine import n_threads
-        from featx.images.unreadable import readable_rows
-
-        return np.asarray(readable_rows(items, n_threads(self.n_jobs), consequence), dtype=int)
-
     def _model(self, items: Items | None) -> Model:
         """What the last fit has trained; the same object while the shape of the images is."""
         with _BUILDING.held():

@@ -8,7 +8,8 @@ Open ``session.py`` first: a store as one call sees it, which whatever trouble t
 lie ``store.py`` (FeatureStore; folders, room and what is thrown away), ``shelf.py`` (the bytes of one recipe's
 rows), ``index.py`` (digests of known files, and leases; ``owners.py`` tells who is still alive) and
 ``environment.py`` (LMDB, forks, full and damaged disks); ``files.py`` holds exported networks as whole files.
-``memory.py`` lies in front of the disk; ``places.py`` says where a store may lie.
+``memory.py`` lies in front of the disk; ``places.py`` says where a store may lie,
+and ``passing.py`` makes one that goes with its task.
 
 Law 7 of CONTRIBUTING.md lives here: no row is served that another image, recipe or state of a file gave; what
 cannot be read is computed, what cannot be kept is told once. Processes that miss together share the work, and one
@@ -18,6 +19,7 @@ systems have may be used here and in ``featx/system``, and must be done without 
 
 from __future__ import annotations
 
+from featx.store.passing import passing_store
 from featx.store.session import KEPT, MOST_ROWS, Session, rows_in_memory, warn_once
 from featx.store.shelf import Column
 from featx.store.store import FeatureStore, resolve_store, why_unusable
@@ -28,6 +30,7 @@ __all__ = [
     "Column",
     "FeatureStore",
     "Session",
+    "passing_store",
     "resolve_store",
     "rows_in_memory",
     "warn_once",

@@ -15,9 +15,9 @@ from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import NearestNeighbors
 
 from featx.backbones.addresses import path_in, plain_address
+from featx.choosing.probes import probabilities_of
 from featx.cli.found import Found
 from featx.cli.outcomes import shown
-from featx.cli.scoring import probabilities_of
 from featx.plots.pictures import thumbnail
 
 # Thumbnails at most: a report is to be mailed. They are some 7 kB each.
