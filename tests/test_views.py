@@ -180,6 +180,28 @@ def test_views_change_nothing_that_is_fitted() -> None:
     np.testing.assert_array_equal(fits[0].predict(MORE), fits[1].set_params(views=None).predict(MORE))
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_mirrored_views_of_training_are_the_image_or_its_mirror_image(on_disk: bool, tmp_path: Path) -> None:
+    images: Any = X
+    how: dict[str, Any] = {**COMMON, "freeze": -1, "augment": "flip", "augment_views": 4, "epochs": 4}
+    if on_disk:
+        images, how["pixel_range"] = [], "auto"
+        for i, image in enumerate((X * 15).astype(np.uint8)):
+            images.append(str(tmp_path / f"{i}.png"))
+            Image.fromarray(image).save(images[-1])
+    alone = FineTuneClassifier("featx_micro", **how).fit(images, Y)
+    kept = FineTuneClassifier("featx_micro", **how, cache=tmp_path / "store")
+    before = TALLY.n_images
+    kept.fit(images, Y)
+    # Each is seen four times, most of them both ways, and once as it is, for the probe.
+    assert len(X) < TALLY.n_images - before <= 2 * len(X)
+    np.testing.assert_allclose(kept.predict_proba(images), alone.predict_proba(images), rtol=1e-3, atol=1e-5)
+    before = TALLY.n_images
+    for seed in (1, 2, 3):  # draws among what is known, but for the few that were seen one way only
+        kept.set_params(random_state=seed).fit(images, Y)
+    assert TALLY.n_images - before <= len(X) // 3
+
+
 @pytest.mark.filterwarnings("error")
 def test_unreadable_image_is_counted_once(tmp_path: Path) -> None:
     photos: list[Any] = [*(MORE * 15).astype(np.uint8)]

@@ -25,8 +25,12 @@ def _uniform(generator: torch.Generator, low: float, high: float) -> float:
     return low + (high - low) * float(torch.rand((), generator=generator))
 
 
+def _mirrors(generator: torch.Generator) -> bool:
+    return _uniform(generator, 0, 1) < 0.5
+
+
 def _mirror(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return F.horizontal_flip(image) if _uniform(generator, 0, 1) < 0.5 else image
+    return F.horizontal_flip(image) if _mirrors(generator) else image
 
 
 def _crop(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -56,6 +60,9 @@ PRESETS: dict[str, tuple[Operation, ...]] = {
 }
 
 
+_MIRRORED = "mirrored 0 0"  # key of a mirror image, by whatever name it is asked for
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """How images are altered.
@@ -76,6 +83,10 @@ class Augmentation:
             return self.source
         key = getattr(self.source, "cache_key", None)
         return f"{type(self.source).__qualname__} {key}" if isinstance(key, str) else None
+
+    def is_mirror_image(self, seed: int) -> bool | None:
+        """Whether a view is an image's mirror image, or else the image itself; None where it can be something else."""
+        return _mirrors(torch.Generator().manual_seed(seed)) if self.source == "flip" else None
 
     def apply(self, image: torch.Tensor, seed: int) -> torch.Tensor:
         """One view of an image of shape (3, height, width)."""
@@ -143,9 +154,8 @@ class AugmentedItems(Items):
         """Pixels of one view, and of a file what stands for the view of the same bytes under each seed."""
         view, of_item = self._at(row)
         pixels, contents = self._items.load_with_contents(of_item, 0, *seeds)
-        digests = [self.reading.digest_of(content) for content in contents]
-        plain = digests[0] if digests else self._items.digest(of_item)
-        return self._alter(pixels, plain, view), tuple(self._mixed(digest, view) for digest in digests[1:])
+        plain = self.reading.digest_of(contents[0]) if contents else self._items.digest(of_item)
+        return self._alter(pixels, plain, view), tuple(self._seen(each, plain, view) for each in contents[1:])
 
     @property
     def originals(self) -> Items | None:
@@ -155,7 +165,7 @@ class AugmentedItems(Items):
     def altered(self, digest: bytes) -> bytes:
         """Digest of the one view, given that of the image."""
         (view,) = self._views
-        return self._mixed(digest, view).digest
+        return self._seen(Content(digest), digest, view).digest
 
     def iter_paths(self) -> Iterator[None]:
         """No view is a file."""
@@ -172,19 +182,33 @@ class AugmentedItems(Items):
     def contents(self, row: int, *seeds: int) -> tuple[Content, ...]:
         """What stands for one view, under each seed."""
         view, of_item = self._at(row)
-        contents = self._items.contents(of_item, *seeds)
-        return tuple(self._mixed(self.reading.digest_of(content), view) for content in contents)
+        plain, *contents = self._items.contents(of_item, 0, *seeds)
+        return tuple(self._seen(each, self.reading.digest_of(plain), view) for each in contents)
 
     def _at(self, row: int) -> tuple[int, int]:
         turn, of_item = divmod(self._places[row], len(self._items))
         return self._views[turn], of_item
 
-    def _alter(self, pixels: torch.Tensor, digest: bytes, view: int) -> torch.Tensor:
-        seed = int.from_bytes(self._mixed(digest, view).digest[:7], "big")
-        return self._augmentation.apply(pixels, seed)
+    def _alter(self, pixels: torch.Tensor, plain: bytes, view: int) -> torch.Tensor:
+        return self._augmentation.apply(pixels, self._drawn(plain, view))
 
-    def _mixed(self, digest: bytes, view: int) -> Content:
-        return Content(xxhash.xxh3_128_digest(digest + f"{self._augmentation.key} {view} {self._seed}".encode()))
+    def _seen(self, content: Content, plain: bytes, view: int) -> Content:
+        """What stands for a view; where it is the image or its mirror image, what stands for that."""
+        mirrored = self._augmentation.is_mirror_image(self._drawn(plain, view))
+        if mirrored is None:
+            return Content(_mixed(self.reading.digest_of(content), self._key(view)))
+        return Content(_mixed(self.reading.digest_of(content), _MIRRORED)) if mirrored else content
+
+    def _drawn(self, plain: bytes, view: int) -> int:
+        """Seed of what is drawn for a view of an image with this digest."""
+        return int.from_bytes(_mixed(plain, self._key(view))[:7], "big")
+
+    def _key(self, view: int) -> str:
+        return f"{self._augmentation.key} {view} {self._seed}"
+
+
+def _mixed(digest: bytes, key: str) -> bytes:
+    return xxhash.xxh3_128_digest(digest + key.encode())
 
 
 def mirrored(items: Items) -> Items:
