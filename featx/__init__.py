@@ -5,6 +5,7 @@ from featx.backbones import list_backbones, list_layers
 from featx.estimators.classifier import FineTuneClassifier
 from featx.estimators.extractor import PretrainedFeatureExtractor
 from featx.estimators.regressor import FineTuneRegressor
+from featx.estimators.transfer import TransferClassifier
 from featx.images import find_unreadable, load_image_folder
 from featx.store import FeatureStore
 
@@ -13,6 +14,7 @@ __all__ = [
     "FineTuneClassifier",
     "FineTuneRegressor",
     "PretrainedFeatureExtractor",
+    "TransferClassifier",
     "__version__",
     "find_unreadable",
     "list_backbones",

@@ -8,7 +8,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import check_estimator, estimator_checks_generator
 
-from featx import FineTuneClassifier, FineTuneRegressor, PretrainedFeatureExtractor
+from featx import FineTuneClassifier, FineTuneRegressor, PretrainedFeatureExtractor, TransferClassifier
 
 NAMES = """
 check_estimator_cloneable check_estimator_tags_renamed check_valid_tag_types check_estimator_repr
@@ -130,6 +130,33 @@ def test_tuned_network_passes_every_check_of_scikit_learn(
     inherent = {"check_sample_weight_equivalence_on_dense_data": "steps on mini-batches depend on who is in them"}
     results = check_estimator(estimators[name], on_fail=None, on_skip=None, expected_failed_checks=inherent)
     check_names(results, TUNED_NAMES + names)
+    left = {result["check_name"]: result["status"] for result in results if result["status"] != "passed"}
+    assert left.pop("check_array_api_input", "skipped") == "skipped"  # as without SCIPY_ARRAY_API
+    assert left == dict.fromkeys(inherent, "xfail")
+
+
+READING = {"image_shape": (1, -1), "pixel_range": (-5, 5), "image_size": 16, "batch_size": 16}
+TRANSFER = {
+    "the probe": TransferClassifier("featx_micro", recipes=["probe"], **READING),
+    "all kinds": TransferClassifier(
+        "featx_micro",
+        recipes=["probe", "layers", "lda", ("last stage", CLASSIFIERS["last stage"]), "mean"],
+        cv=2,
+        **READING,
+    ),
+}
+# Checks of what FineTuneClassifier is and this is not.
+OF_TRANSFORMERS = [name for name in TUNED_NAMES if "transformer" in name and "non_transformer" not in name]
+
+
+@pytest.mark.parametrize("name", TRANSFER)
+def test_transfer_passes_every_check_that_a_tuned_classifier_passes(name: str) -> None:
+    inherent = {
+        "check_sample_weight_equivalence_on_dense_data": "weights and repeats differ by the tolerance of float32 fits, "
+        "and a trained network as FineTuneClassifier's does"
+    }
+    results = check_estimator(TRANSFER[name], on_fail=None, on_skip=None, expected_failed_checks=inherent)
+    check_names(results, [each for each in TUNED_NAMES + CLASSIFIER_NAMES if each not in OF_TRANSFORMERS])
     left = {result["check_name"]: result["status"] for result in results if result["status"] != "passed"}
     assert left.pop("check_array_api_input", "skipped") == "skipped"  # as without SCIPY_ARRAY_API
     assert left == dict.fromkeys(inherent, "xfail")

@@ -44,6 +44,8 @@ class EpochWatch:
 
         self._bar.set_postfix(loss=history.columns["loss"][-1])
         self._bar.update()
+        if self._estimator._each_epoch is not None:
+            self._estimator._each_epoch(history.n_epochs, self._bar.total)
         stop = self._epoch.call_on_fit_task_end(
             estimator=self._estimator, **self._given, reconstruction_attributes=fitted
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -64,6 +64,7 @@ class TunedEstimator(FittedNetwork):
     }
 
     _probe_strength: ClassVar[float]  # of the linear model that the head starts from
+    _each_epoch: Callable[[int, int], None] | None = None  # told how many epochs of how many are done; may raise
 
     def _train(
         self, items: Items, answers: Answers, sample_weight: Any, start: Tensors | None, given: Any, once: bool = False
@@ -175,11 +176,8 @@ class TunedEstimator(FittedNetwork):
     def _settings(self, model: Model, n: int = 1, seed: int = 0, once: bool = False) -> Settings:
         from featx.training.loop import Settings
 
-        steps = -(-n // self.batch_size)
-        auto = int(np.clip(-(-_AUTO_STEPS // steps), _FEWEST_EPOCHS, _MOST_EPOCHS))
-        epochs = auto if self.epochs == "auto" else int(self.epochs)
         return Settings(
-            epochs=1 if once else epochs,
+            epochs=1 if once else self._n_epochs(n),
             batch_size=self.batch_size,
             lr_schedule="constant" if once else self.lr_schedule,
             warmup=0.0 if once else self.warmup,
@@ -191,3 +189,10 @@ class TunedEstimator(FittedNetwork):
             precision=self.precision,
             seed=seed,
         )
+
+    def _n_epochs(self, n: int) -> int:
+        """Of a fit to so many images."""
+        if self.epochs != "auto":
+            return int(self.epochs)
+        steps = -(-n // self.batch_size)
+        return int(np.clip(-(-_AUTO_STEPS // steps), _FEWEST_EPOCHS, _MOST_EPOCHS))

@@ -1,0 +1,316 @@
+"""Recipes tried one after another, cheap ones first, and the one to take."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from sklearn.exceptions import FitFailedWarning
+
+from featx.choosing.budget import Budget, OutOfTime
+from featx.choosing.folds import Fold
+from featx.choosing.predicted import Answer
+from featx.choosing.task import Task
+from featx.exceptions import ImageError
+
+MEAN = "mean"
+Until = Callable[[float], bool]  # whether so many more seconds can be spent
+_INTERRUPTED = "the search was interrupted"
+
+
+class Recipe(Protocol):
+    """A way to learn from images."""
+
+    @property
+    def name(self) -> str:
+        """In the leaderboard."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether it trains a network, which takes so long that one fold may have to do."""
+
+    @property
+    def choices(self) -> Sequence[str]:
+        """What it can be set to, all of which are judged; one empty text where there is nothing to set."""
+
+    def why_not(self, task: Task) -> str:
+        """Why it cannot be tried at all; empty where it can."""
+
+    def seconds(self, task: Task, n_learnt: int, n_judged: int, until: Until) -> float:
+        """Of fitting it, with one choice, and judging some images, as far as is known; may measure it first.
+
+        Raises
+        ------
+        OutOfTime
+            Measuring takes too long.
+        """
+
+    def judge(self, task: Task, fold: Fold, until: Until) -> list[Answer]:
+        """Learn from some images and tell of others, once for each choice.
+
+        Raises
+        ------
+        OutOfTime
+            It takes longer than there is time for.
+        """
+
+    def refit(self, task: Task, choice: int) -> Any:
+        """An estimator that has learnt from all images."""
+
+
+@dataclass(eq=False)
+class Entry:
+    """A line of the leaderboard.
+
+    Attributes
+    ----------
+    name : str
+    choices : list of dict of int to Answer
+        For each of the recipe's choices its answers by fold.
+    labels : sequence of str
+        What the choices are called.
+    seconds : float
+    n_images : int
+        That passed through the network, or through its front, because of it.
+    why_not : str
+        Why it was not tried, or not on all folds.
+    """
+
+    name: str
+    labels: Sequence[str]
+    choices: list[dict[int, Answer]]
+    recipe: Recipe | None = None
+    parts: tuple[Entry, ...] = ()
+    seconds: float = 0.0
+    n_images: int = 0
+    why_not: str = ""
+    best: int = 0
+    is_told: bool = False
+
+    @property
+    def answers(self) -> dict[int, Answer]:
+        """Of the best choice, by fold."""
+        return self.choices[self.best] if self.choices else {}
+
+    def scores(self, task: Task) -> np.ndarray:
+        """Of the best choice, by fold."""
+        return np.array([task.score(self.answers, fold) for fold in sorted(self.answers)])
+
+    def row(self, task: Task) -> dict[str, Any]:
+        """As the leaderboard shows it."""
+        scores = self.scores(task)
+        return {
+            "recipe": self.name,
+            "choice": self.labels[self.best] if self.answers else "",
+            "n_folds": len(scores),
+            "mean": float(scores.mean()) if len(scores) else float("nan"),
+            "spread": float(scores.std()) if len(scores) else float("nan"),
+            "seconds": self.seconds,
+            "n_images": self.n_images,
+            "not_tried": self.why_not,
+        }
+
+    def choose(self, task: Task) -> None:
+        """The choice that did best so far; the first of equals."""
+        means = [np.mean([task.score(answers, fold) for fold in answers]) for answers in self.choices]
+        self.best = int(np.argmax(means))
+
+
+class Search:
+    """Recipes on one task.
+
+    Parameters
+    ----------
+    task : Task
+    budget : Budget
+    told : callable (row)
+        Told of each that was tried, as the leaderboard shows it.
+    n_images : callable () -> int
+        Images that have passed through a network so far.
+    ends_on_interrupt : bool
+        Whether Ctrl-C ends the search alone, once something was judged.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        budget: Budget,
+        *,
+        told: Callable[[dict[str, Any]], None],
+        n_images: Callable[[], int],
+        ends_on_interrupt: bool = False,
+    ) -> None:
+        self._task, self._budget, self._told, self._n_images = task, budget, told, n_images
+        self._ends_on_interrupt = ends_on_interrupt
+        self.entries: list[Entry] = []
+        self._failure: Exception | None = None
+
+    def run(self, recipes: Sequence[Recipe], with_mean: bool) -> Entry:
+        """Judge recipes, of which the first is judged whatever it takes, and return the winner.
+
+        Raises
+        ------
+        ValueError
+            None of them could be tried.
+        """
+        self.entries = [Entry(recipe.name, recipe.choices, [{} for _ in recipe.choices], recipe) for recipe in recipes]
+        for entry in self.entries:
+            assert entry.recipe is not None
+            entry.why_not = entry.recipe.why_not(self._task)
+        try:
+            self._judge_all()
+        except KeyboardInterrupt:
+            if not (self._ends_on_interrupt and self._judged()):
+                raise
+            for entry in self.entries:
+                entry.why_not = entry.why_not or ("" if len(entry.answers) == len(self._task.folds) else _INTERRUPTED)
+        if not self._judged():
+            if self._failure is not None:
+                raise self._failure
+            reasons = "; ".join(f"{entry.name} {entry.why_not}" for entry in self.entries)
+            raise ValueError(f"At least one recipe that can be tried is expected, got none: {reasons}.")
+        if with_mean:
+            self._judge_mean()
+        return self.winner()
+
+    def winner(self) -> Entry:
+        """The first of those judged, or what is better than the best before it by more than the standard error."""
+        first, *others = self._judged()
+        for entry in others:
+            gain, error = self._task.gain(entry.answers, first.answers)
+            if gain > error:
+                first = entry
+        return first
+
+    def leaderboard(self) -> dict[str, list[Any]]:
+        """Columns of what was tried, a row for each recipe."""
+        rows = [entry.row(self._task) for entry in self.entries]
+        return {name: [row[name] for row in rows] for name in rows[0]}
+
+    def refit(self, entry: Entry) -> list[Any]:
+        """The estimators of a line, fitted to all images."""
+        parts = entry.parts or (entry,)
+        return [part.recipe.refit(self._task, part.best) for part in parts if part.recipe is not None]
+
+    def refit_seconds(self, entry: Entry) -> float:
+        """What `refit` will take, as far as is known."""
+        parts = entry.parts or (entry,)
+        return sum(
+            part.recipe.seconds(self._task, len(self._task.y), 0, _always) for part in parts if part.recipe is not None
+        )
+
+    def _judge_all(self) -> None:
+        n_folds = len(self._task.folds)
+        for entry in self.entries:
+            if entry.recipe is not None and not entry.recipe.trains:
+                for fold in range(n_folds):
+                    self._judge(entry, fold)
+                # These are judged by all, or not at all, unless there is nothing else.
+                if 0 < len(entry.answers) < n_folds and len(self._judged()) > 1:
+                    entry.choices = [{} for _ in entry.choices]
+                self._end(entry)
+        trained = [entry for entry in self.entries if entry.recipe is not None and entry.recipe.trains]
+        for fold in range(n_folds):
+            for entry in trained:
+                self._judge(entry, fold)
+                if fold == n_folds - 1 or entry.why_not:
+                    self._end(entry)
+
+    def _judge(self, entry: Entry, fold: int) -> None:
+        """One fold, unless time will not do."""
+        if entry.why_not or fold in entry.answers:
+            return
+        assert entry.recipe is not None
+        learnt, held_out = self._task.folds[fold]
+        began, passed = self._budget.spent, self._n_images()
+        try:
+            until = self._until()
+            self._check(entry, len(learnt), len(held_out), until)
+            found = entry.recipe.judge(self._task, (learnt, held_out), until)
+            for answers, answer in zip(entry.choices, found, strict=True):
+                answers[fold] = answer
+            entry.choose(self._task)
+        except OutOfTime as error:
+            entry.why_not = str(error)
+        except ImageError:
+            raise
+        except Exception as error:  # of a recipe, or of a score that it gives nothing for
+            self._note_failure(entry, fold, error)
+        finally:
+            entry.seconds += self._budget.spent - began
+            entry.n_images += self._n_images() - passed
+
+    def _note_failure(self, entry: Entry, fold: int, error: Exception) -> None:
+        """A recipe that fails is told and left, unless there is no other."""
+        if len(self.entries) == 1:
+            raise error
+        for answers in entry.choices:
+            answers.clear()
+        entry.why_not = f"failed in fold {fold}: {type(error).__name__}: {error}"
+        self._failure = self._failure or error
+        warnings.warn(f"Recipe {entry.name!r} {entry.why_not}", FitFailedWarning, stacklevel=2)
+
+    def _check(self, entry: Entry, n_learnt: int, n_judged: int, until: Until) -> None:
+        """Raise where a fold, and then the model, will not be ready in time."""
+        if self._budget.seconds is None or not self._judged():  # something has to be there in the end
+            return
+        assert entry.recipe is not None
+        if not until(0.0):
+            raise OutOfTime("no time was left")
+        needed = len(entry.labels) * entry.recipe.seconds(self._task, n_learnt, n_judged, until)
+        after = max(self.refit_seconds(entry), self.refit_seconds(self.winner()))
+        if not self._budget.fits(needed + after):
+            raise OutOfTime(self._budget.why_not(needed + after))
+
+    def _until(self) -> Until:
+        """Whether so many more seconds can be spent, if the best so far is then to learn from all images."""
+        if self._budget.seconds is None or not self._judged():
+            return _always
+        after = self.refit_seconds(self.winner())
+        return lambda seconds: seconds + after < self._budget.left
+
+    def _judge_mean(self) -> None:
+        """The two best, where both give probabilities, by the folds that all have."""
+        entry = Entry(MEAN, [""], [{}])
+        self.entries.append(entry)
+        judged = [other for other in self._judged() if all(a.proba is not None for a in other.answers.values())]
+        if len(judged) < 2:
+            entry.why_not = "two recipes with probabilities are needed"
+            return
+        shared = set.intersection(*(set(other.answers) for other in judged))
+        ranked = sorted(judged, key=lambda other: -np.mean([self._task.score(other.answers, fold) for fold in shared]))
+        entry.parts = tuple(sorted(ranked[:2], key=judged.index))
+        if self._budget.seconds is not None and not self._budget.fits(self.refit_seconds(entry)):
+            entry.why_not, entry.parts = self._budget.why_not(self.refit_seconds(entry)), ()
+            return
+        first, second = entry.parts
+        both = sorted(first.answers.keys() & second.answers.keys())
+        pairs = {fold: (first.answers[fold], second.answers[fold]) for fold in both}
+        entry.choices = [
+            {fold: Answer.mean(pair, self._task.classes, self._task.multilabel) for fold, pair in pairs.items()}
+        ]
+        entry.labels = [f"{first.name} and {second.name}"]
+        self._end(entry)
+
+    def _end(self, entry: Entry) -> None:
+        if not entry.is_told:
+            entry.is_told = True
+            self._told(entry.row(self._task))
+
+    def _judged(self) -> list[Entry]:
+        return [entry for entry in self.entries if entry.answers]
+
+
+def _always(seconds: float) -> bool:
+    return True
+
+
+def told(row: dict[str, Any]) -> str:
+    """A line of the leaderboard in words."""
+    name = " ".join(filter(None, [row["recipe"], row["choice"]]))
+    n_folds = f"{row['n_folds']} fold{'s' * (row['n_folds'] != 1)}"
+    found = f"{row['mean']:.3f} +- {row['spread']:.3f} ({n_folds}), {row['seconds']:.0f} s" if row["n_folds"] else ""
+    return f"{name}: {'; '.join(filter(None, [found, row['not_tried']]))}"
