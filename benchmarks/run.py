@@ -32,9 +32,10 @@ BENCHES = {
     "start": ["benchmarks/bench_start.py", "--quick"],
     "accuracy": ["benchmarks/bench_accuracy.py", "--quick"],
     "counts": ["benchmarks/bench_counts.py", "--quick"],
+    "transfer": ["benchmarks/bench_transfer.py", "--quick"],
 }
 # Their figures take an hour or more: bench_NAME.py --json benchmarks/results/NAME.json.
-SHOWN_ALONE = {"accuracy", "counts"}
+SHOWN_ALONE = {"accuracy", "counts", "transfer"}
 
 
 def run(name: str) -> bool:
