@@ -137,7 +137,7 @@ def test_tuned_network_passes_every_check_of_scikit_learn(
 
 READING = {"image_shape": (1, -1), "pixel_range": (-5, 5), "image_size": 16, "batch_size": 16}
 TRANSFER = {
-    "the probe": TransferClassifier("featx_micro", recipes=["probe"], **READING),
+    "the probe": TransferClassifier("featx_micro", recipes=["probe"], cv=2, **READING),
     "all kinds": TransferClassifier(
         "featx_micro",
         recipes=["probe", "layers", "lda", ("last stage", CLASSIFIERS["last stage"]), "mean"],
