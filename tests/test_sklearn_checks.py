@@ -159,7 +159,9 @@ def test_transfer_passes_every_check_that_a_tuned_classifier_passes(name: str) -
     check_names(results, [each for each in TUNED_NAMES + CLASSIFIER_NAMES if each not in OF_TRANSFORMERS])
     left = {result["check_name"]: result["status"] for result in results if result["status"] != "passed"}
     assert left.pop("check_array_api_input", "skipped") == "skipped"  # as without SCIPY_ARRAY_API
-    assert left == dict.fromkeys(inherent, "xfail")
+    for check in inherent:  # older releases compare less closely
+        assert left.pop(check, "xfail") == "xfail"
+    assert not left
 
 
 # Some of these fit on a frame and transform an array on purpose, at which scikit-learn itself warns.
