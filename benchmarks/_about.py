@@ -25,6 +25,17 @@ def about() -> dict[str, str]:
     }
 
 
+def runs_in(path: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a run with these settings that was broken off has written; nothing where there is no file."""
+    if path is None or not path.exists():
+        return {}
+    before = json.loads(path.read_text())
+    if before["settings"] != settings:
+        raise SystemExit(f"--json: {path} was measured with other settings. Name another file.")
+    runs: dict[str, Any] = before["runs"]
+    return runs
+
+
 def write_json(path: Path, figures: dict[str, Any]) -> None:
     """Figures, with what they were measured with; the file is whole whenever a run is broken off."""
     draft = path.with_name(f".{path.name}.draft")

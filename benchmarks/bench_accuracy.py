@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
 import sys
 import tempfile
 import time
@@ -34,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _about import write_json
+from _about import runs_in, write_json
 from _cells import NETWORKS, TASKS, Task
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
@@ -161,17 +160,17 @@ def _run(way: str, task: Task, network: dict[str, Any], seed: int, size: Size, d
     }
 
 
-def _packed_weights(weights: np.ndarray) -> dict[str, list[int] | list[float]] | None:
-    """Distinct weights, and which each image has; None where all weigh the same."""
+def _packed_weights(weights: np.ndarray) -> dict[str, list[float] | str] | None:
+    """Distinct weights, of at most ten classes, and a digit for which each image has; None where all weigh the same."""
     distinct, which = np.unique(weights, return_inverse=True)
-    return None if len(distinct) == 1 else {"distinct": distinct.tolist(), "which": which.tolist()}
+    return None if len(distinct) == 1 else {"distinct": distinct.tolist(), "which": "".join(map(str, which))}
 
 
 def right_of(run: Run) -> np.ndarray:
     """Of shape (n,): what each image adds to the score, whose mean is the accuracy."""
     right = np.unpackbits(np.frombuffer(bytes.fromhex(run["right"]), np.uint8), count=run["n"]).astype(float)
     packed = run["weights"]
-    return right if packed is None else right * np.array(packed["distinct"])[packed["which"]]
+    return right if packed is None else right * np.array(packed["distinct"])[[*map(int, packed["which"])]]
 
 
 def difference(runs: Sequence[Run], others: Sequence[Run], same_photos: bool) -> tuple[float, float]:
@@ -270,12 +269,7 @@ def main() -> None:
     for way in ways:
         _ = way == PROBE or parameters_of(way)
     settings = vars(size) | {"development": arguments.development}
-    known: dict[str, Any] = {}
-    if arguments.json and arguments.json.exists():
-        before = json.loads(arguments.json.read_text())
-        if before["settings"] != settings:
-            raise SystemExit(f"--json: {arguments.json} was measured with other settings. Name another file.")
-        known = before["runs"]
+    known = runs_in(arguments.json, settings)
 
     def keep(runs: dict[str, Any], **more: Any) -> None:
         if arguments.json:

@@ -13,7 +13,6 @@ that all of it works.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _about import write_json
+from _about import runs_in, write_json
 from _cells import NETWORKS, read_blood
 from PIL import Image
 from sklearn.base import BaseEstimator
@@ -89,7 +88,7 @@ def run(way: str, seed: int, quick: bool) -> dict[str, Any]:
         "seconds": seconds,
         "n": len(y),
         "n_test": len(y_test),
-        "predicted": np.round(found, 3).tolist(),
+        "predicted": " ".join(f"{value:.3f}" for value in found),
     }
 
 
@@ -99,12 +98,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few photos, one epoch, one seed")
     parser.add_argument("--json", type=Path, help="where to write the figures, and to go on from")
     arguments = parser.parse_args()
-    runs: dict[str, Any] = {}
-    if arguments.json and arguments.json.exists():
-        before = json.loads(arguments.json.read_text())
-        if before["quick"] != arguments.quick:
-            raise SystemExit(f"--json: {arguments.json} was measured with other settings. Name another file.")
-        runs = before["runs"]
+    settings = {"quick": arguments.quick}
+    runs = runs_in(arguments.json, settings)
     print(f"{'way':20} error, cells     R2   seconds")
     for way in arguments.ways:
         seeds = range(1 if arguments.quick or way in ONE_SEED else N_SEEDS)
@@ -112,7 +107,7 @@ def main() -> None:
             if f"{way}, {seed}" not in runs:
                 runs[f"{way}, {seed}"] = run(way, seed, arguments.quick)
                 if arguments.json:
-                    write_json(arguments.json, {"quick": arguments.quick, "runs": runs})
+                    write_json(arguments.json, {"settings": settings, "runs": runs})
         found = [runs[f"{way}, {seed}"] for seed in seeds]
         errors = np.array([one["error"] for one in found])
         spread = f"± {errors.std(ddof=1):4.2f}" if len(errors) > 1 else ""

@@ -21,7 +21,6 @@ it works.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _about import write_json
+from _about import runs_in, write_json
 from _cells import NETWORKS, TASKS, Part, Task
 from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 
@@ -164,12 +163,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the figures, and to go on from")
     arguments = parser.parse_args()
     settings = {"budget": arguments.budget, "quick": arguments.quick}
-    runs: dict[str, Run] = {}
-    if arguments.json and arguments.json.exists():
-        before = json.loads(arguments.json.read_text())
-        if before["settings"] != settings:
-            raise SystemExit(f"--json: {arguments.json} was measured with other settings. Name another file.")
-        runs = before["runs"]
+    runs: dict[str, Run] = runs_in(arguments.json, settings)
 
     def keep(key: str, run: Run) -> None:
         runs[key] = run

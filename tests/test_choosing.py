@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.base import clone
 from sklearn.datasets import make_classification, make_multilabel_classification
 from sklearn.exceptions import FitFailedWarning
 from sklearn.metrics import accuracy_score, average_precision_score, get_scorer, roc_auc_score
@@ -83,9 +82,9 @@ class Fake:
         return self.name
 
 
-def search(recipes: list[Fake], task: Task, seconds: float | None = None, clock: Clock | None = None, **more: Any):
+def search(recipes: list[Fake], task: Task, seconds: float | None = None, clock: Clock | None = None):
     told = list[dict]()
-    found = Search(task, Budget.from_now(seconds, clock or Clock()), told=told.append, n_images=lambda: 0, **more)
+    found = Search(task, Budget.from_now(seconds, clock or Clock()), told=told.append, n_images=lambda: 0)
     return found, found.run(recipes, with_mean=False), told
 
 
@@ -273,18 +272,6 @@ def test_what_takes_longer_than_measured_is_given_up_and_told() -> None:
     assert told[-1]["not_tried"] == "takes longer"
 
 
-def test_an_interrupt_ends_the_search_once_something_was_judged() -> None:
-    dear = Fake("dear", trains=True)
-    dear.raises = KeyboardInterrupt()
-    found, best, _ = search([Fake("cheap"), dear], task_of(), ends_on_interrupt=True)
-    assert best.name == "cheap"
-    assert "interrupted" in found.entries[1].why_not
-    with pytest.raises(KeyboardInterrupt):
-        search([dear], task_of(), ends_on_interrupt=True)
-    with pytest.raises(KeyboardInterrupt):
-        search([Fake("cheap"), dear], task_of())
-
-
 def test_nothing_that_can_be_tried_is_an_error_with_reasons() -> None:
     one = Fake("one")
     one.reason = "cannot weigh samples"
@@ -315,7 +302,7 @@ def test_held_out_probabilities_are_scikit_learns(weighted: bool) -> None:
         classifier(0.1), X, y, cv=folds, method="predict_proba", params=params if weighted else None
     )
     for learnt, held_out in folds.split(X, y):
-        ((known, found),) = held_out_probabilities(X, y, (learnt, held_out), [clone(classifier(0.1))], weights)
+        (((known, found),),) = held_out_probabilities(X, y, [(learnt, held_out)], [classifier(0.1)], weights)
         assert known.tolist() == [0, 1, 2]
         np.testing.assert_allclose(found, wanted[held_out], rtol=1e-6)
 
@@ -325,9 +312,9 @@ def test_several_labels_are_learnt_one_by_one_with_weights() -> None:
     y[:, 2] = 1  # nothing to learn
     weights = np.repeat([1.0, 0.0], 40)
     fold = np.arange(60), np.arange(60, 80)
-    ((_, weighed),) = held_out_probabilities(X, y, fold, [classifier(0.1, multilabel=True)], weights)
-    ((_, without),) = held_out_probabilities(
-        X, y, (np.arange(40), np.arange(60, 80)), [classifier(0.1, multilabel=True)], None
+    (((_, weighed),),) = held_out_probabilities(X, y, [fold], [classifier(0.1, multilabel=True)], weights)
+    (((_, without),),) = held_out_probabilities(
+        X, y, [(np.arange(40), np.arange(60, 80))], [classifier(0.1, multilabel=True)], None
     )
     assert weighed.shape == (20, 3)
     np.testing.assert_allclose(weighed, without, atol=1e-3)

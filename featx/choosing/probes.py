@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from sklearn import config_context
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.multiclass import OneVsRestClassifier
@@ -49,24 +50,25 @@ def accuracies_of(rows: np.ndarray, y: np.ndarray, folds: StratifiedKFold) -> np
 def held_out_probabilities(
     rows: np.ndarray,
     y: np.ndarray,
-    fold: tuple[np.ndarray, np.ndarray],
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
     learners: Sequence[Pipeline],
     weights: np.ndarray | None,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What each learner, fitted to the first rows of a fold, makes of the others: its classes, and probabilities.
+) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """By fold, what each learner, fitted to the first rows, makes of the others: its classes, and probabilities.
 
     Parameters
     ----------
     rows : ndarray of shape (n, n_features)
     y : ndarray of shape (n,) or (n, n_labels)
-    fold : (learnt, held_out)
+    folds : sequence of (learnt, held_out)
     learners : sequence of Pipeline
-        As `classifier` makes them, those that take least time first.
+        As `classifier` makes them, those that take least time first. They stay as they are.
     weights : ndarray of shape (n,) or None
     """
-    part = _Fold(rows, y, *fold, len(learners), weights)
-    calls = [partial(part.classes_and_probabilities, learner) for learner in reversed(learners)]
-    return _run(calls, rows, y)[::-1]
+    parts = [_Fold(rows, y, *fold, len(learners), weights) for fold in folds]
+    calls = [partial(part.classes_and_probabilities, learner) for part in parts for learner in reversed(learners)]
+    found, n = _run(calls, rows, y), len(learners)
+    return [found[i : i + n][::-1] for i in range(0, len(found), n)]
 
 
 def learn(rows: np.ndarray, y: np.ndarray, C: float) -> Pipeline:
@@ -153,7 +155,7 @@ class _Fold:
     def _learn(self, learner: Pipeline) -> tuple[Any, np.ndarray]:
         """What learnt from the fold, and the rows that are held out."""
         learnt, held_out = self._standardised()
-        return _fit_last(learner[-1], learnt, self._y[self._learnt], self._weights), held_out
+        return _fit_last(clone(learner[-1]), learnt, self._y[self._learnt], self._weights), held_out
 
     def _standardised(self) -> tuple[np.ndarray, np.ndarray]:
         with self._lock:

@@ -18,7 +18,6 @@ from featx.exceptions import ImageError
 
 MEAN = "mean"
 Until = Callable[[float], bool]  # whether so many more seconds can be spent
-_INTERRUPTED = "the search was interrupted"
 
 
 class Recipe(Protocol):
@@ -130,21 +129,12 @@ class Search:
         Told of each that was tried, as the leaderboard shows it.
     n_images : callable () -> int
         Images that have passed through a network so far.
-    ends_on_interrupt : bool
-        Whether Ctrl-C ends the search alone, once something was judged.
     """
 
     def __init__(
-        self,
-        task: Task,
-        budget: Budget,
-        *,
-        told: Callable[[dict[str, Any]], None],
-        n_images: Callable[[], int],
-        ends_on_interrupt: bool = False,
+        self, task: Task, budget: Budget, *, told: Callable[[dict[str, Any]], None], n_images: Callable[[], int]
     ) -> None:
         self._task, self._budget, self._told, self._n_images = task, budget, told, n_images
-        self._ends_on_interrupt = ends_on_interrupt
         self.entries: list[Entry] = []
         self._failure: Exception | None = None
 
@@ -160,13 +150,7 @@ class Search:
         for entry in self.entries:
             assert entry.recipe is not None
             entry.why_not = entry.recipe.why_not(self._task)
-        try:
-            self._judge_all()
-        except KeyboardInterrupt:
-            if not (self._ends_on_interrupt and self._judged()):
-                raise
-            for entry in self.entries:
-                entry.why_not = entry.why_not or ("" if len(entry.answers) == len(self._task.folds) else _INTERRUPTED)
+        self._judge_all()
         if not self._judged():
             if self._failure is not None:
                 raise self._failure
@@ -227,8 +211,13 @@ class Search:
         learnt, held_out = self._task.folds[fold]
         began, passed = self._budget.spent, self._n_images()
         try:
-            until = self._until()
-            self._check(entry, len(learnt), len(held_out), until)
+            after = self._after()
+
+            def until(seconds: float) -> bool:
+                return after is None or seconds + after < self._budget.left
+
+            if after is not None:
+                self._check(entry, len(learnt), len(held_out), after, until)
             found = entry.recipe.judge(self._task, (learnt, held_out), until)
             for answers, answer in zip(entry.choices, found, strict=True):
                 answers[fold] = answer
@@ -253,24 +242,21 @@ class Search:
         self._failure = self._failure or error
         warnings.warn(f"Recipe {entry.name!r} {entry.why_not}", FitFailedWarning, stacklevel=2)
 
-    def _check(self, entry: Entry, n_learnt: int, n_judged: int, until: Until) -> None:
-        """Raise where a fold, and then the model, will not be ready in time."""
+    def _after(self) -> float | None:
+        """Seconds that the best so far needs to learn from all images; None where there is nothing yet, or no limit."""
         if self._budget.seconds is None or not self._judged():  # something has to be there in the end
-            return
+            return None
+        return self.refit_seconds(self.winner())
+
+    def _check(self, entry: Entry, n_learnt: int, n_judged: int, after: float, until: Until) -> None:
+        """Raise where a fold, and then the model, will not be ready in time."""
         assert entry.recipe is not None
         if not until(0.0):
             raise OutOfTime("no time was left")
         needed = len(entry.labels) * entry.recipe.seconds(self._task, n_learnt, n_judged, until)
-        after = max(self.refit_seconds(entry), self.refit_seconds(self.winner()))
-        if not self._budget.fits(needed + after):
-            raise OutOfTime(self._budget.why_not(needed + after))
-
-    def _until(self) -> Until:
-        """Whether so many more seconds can be spent, if the best so far is then to learn from all images."""
-        if self._budget.seconds is None or not self._judged():
-            return _always
-        after = self.refit_seconds(self.winner())
-        return lambda seconds: seconds + after < self._budget.left
+        needed += max(self.refit_seconds(entry), after)
+        if not self._budget.fits(needed):
+            raise OutOfTime(self._budget.why_not(needed))
 
     def _judge_mean(self) -> None:
         """The two best, where both give probabilities, by the folds that all have."""
@@ -283,8 +269,8 @@ class Search:
         shared = set.intersection(*(set(other.answers) for other in judged))
         ranked = sorted(judged, key=lambda other: -np.mean([self._task.score(other.answers, fold) for fold in shared]))
         entry.parts = tuple(sorted(ranked[:2], key=judged.index))
-        if self._budget.seconds is not None and not self._budget.fits(self.refit_seconds(entry)):
-            entry.why_not, entry.parts = self._budget.why_not(self.refit_seconds(entry)), ()
+        if self._budget.seconds is not None and not self._budget.fits(needed := self.refit_seconds(entry)):
+            entry.why_not, entry.parts = self._budget.why_not(needed), ()
             return
         first, second = entry.parts
         both = sorted(first.answers.keys() & second.answers.keys())

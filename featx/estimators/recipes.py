@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from featx.estimators.base import NetworkEstimator
 from featx.estimators.extractor import PretrainedFeatureExtractor
 from featx.images.sources import Items
 from featx.store import FeatureStore
-from featx.system.fits import one_thread, run_fits
+from featx.system.fits import one_thread
 
 _MOST_SIDE_BY_SIDE = 3  # layers
 _RANKING_C = 0.01
@@ -222,7 +221,7 @@ class Probe:
         rows = self._rows(task)
         learners = [self._learner(task, choice) for choice in range(len(C_VALUES))]
         with self._pace.measured(len(fold[0]) * rows.shape[1] * len(learners)):
-            found = held_out_probabilities(rows, task.y, fold, learners, task.weights)
+            (found,) = held_out_probabilities(rows, task.y, [fold], learners, task.weights)
         return [Answer.of_proba(proba, known, task.classes, task.multilabel) for known, proba in found]
 
     def refit(self, task: Task, choice: int) -> Pipeline:
@@ -291,14 +290,10 @@ class LayersProbe(Probe):
 
 def _mean_score(rows: np.ndarray, task: Task, learner: Pipeline) -> float:
     """Of a learner on some features, over all folds."""
-
-    def score(number: int) -> float:
-        found = held_out_probabilities(rows, task.y, task.folds[number], [clone(learner)], task.weights)
-        ((known, proba),) = found
-        return task.score({number: Answer.of_proba(proba, known, task.classes, task.multilabel)}, number)
-
-    calls = [partial(score, number) for number in range(len(task.folds))]
-    return float(np.mean(run_fits(calls, rows.size * len(task.classes), 3 * rows.nbytes)))
+    found = held_out_probabilities(rows, task.y, task.folds, [learner], task.weights)
+    parts = [Answer.of_proba(proba, known, task.classes, task.multilabel) for ((known, proba),) in found]
+    answers = dict(enumerate(parts))
+    return float(np.mean([task.score(answers, fold) for fold in answers]))
 
 
 class Discriminant(Probe):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -364,12 +364,10 @@ class TransferClassifier(ClassifierMixin, NetworkEstimator):  # type: ignore[mis
             )
         return rows, weights
 
-    @contextmanager
-    def _store(self) -> Iterator[FeatureStore]:
+    def _store(self) -> AbstractContextManager[FeatureStore]:
         """The user's own, or one for this fit: to lend to estimators that have none."""
         store = resolve_store(self.cache)
-        with passing_store() if store is None else nullcontext(store) as lent:
-            yield lent
+        return passing_store() if store is None else nullcontext(store)
 
     def _images(self, X: Any, items: Items, store: FeatureStore | None) -> tuple[Images, np.ndarray]:
         """Features of all layers in one pass, and which images have some."""

@@ -62,7 +62,10 @@ class Given:
         with self._pace.measured(len(learnt)):
             fitted = _fit(watched, self._images.X, task, learnt)
             judged = _safe_indexing(self._images.X, held_out)
-            return [Answer.of(fitted, judged, task.classes, task.multilabel)]
+            return [self._answer(fitted, judged, task)]
+
+    def _answer(self, fitted: Any, X: Any, task: Task) -> Answer:
+        return Answer.of(fitted, X, task.classes, task.multilabel)
 
     def refit(self, task: Task, choice: int) -> Any:
         """The estimator, fitted."""
@@ -94,6 +97,10 @@ class Tuned(GivenTuned):
         answers = super().judge(task, fold, until)
         self._is_front_known = True
         return answers
+
+    def _answer(self, fitted: Any, X: Any, task: Task) -> Answer:
+        """Its labels follow from its probabilities, which are computed once."""
+        return Answer.of_proba(fitted.predict_proba(X), fitted.classes_, task.classes, task.multilabel)
 
 
 def recipe_of(name: str, estimator: Any, images: Images) -> Given:
