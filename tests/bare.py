@@ -144,8 +144,8 @@ def commands(folder: Path) -> dict[str, Any]:
     photos, network = str(folder / "photos"), ["--backbone", "featx_micro", "--image-size", "16"]
     model, labels, array = (str(folder / name) for name in ("m.joblib", "labels.csv", "a.npy"))
     run("check", photos)
-    run("fit", photos, "-o", model, *network, "--folds", "2")
-    run("fit", photos, "-o", model, *network, "--folds", "2", "--no-cache")
+    run("fit", photos, "-o", model, *network, "--quick", "--folds", "2")
+    run("fit", photos, "-o", model, *network, "--quick", "--folds", "2", "--no-cache")
     run("predict", model, photos, "-o", labels)
     for _ in range(2):
         run("extract", photos, "-o", array, *network)

@@ -16,9 +16,10 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from featx.choosing.budget import Budget, OutOfTime
 from featx.choosing.folds import folds_of
+from featx.choosing.following import Follower
 from featx.choosing.predicted import Answer, Predicted, proba_of
 from featx.choosing.probes import classifier, held_out_probabilities
-from featx.choosing.search import Search
+from featx.choosing.search import Entry, Search
 from featx.choosing.task import Task, check_takes_weights
 
 N = 100
@@ -82,10 +83,25 @@ class Fake:
         return self.name
 
 
+class Listener(Follower):
+    """Keeps what it is told."""
+
+    def __init__(self, ends_on_interrupt: bool = False) -> None:
+        self.rows = list[dict]()
+        self.ends_on_interrupt = ends_on_interrupt
+        self.won = ""
+
+    def tried(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    def chosen(self, search: Search, entry: Entry) -> None:
+        self.won = entry.name
+
+
 def search(recipes: list[Fake], task: Task, seconds: float | None = None, clock: Clock | None = None):
-    told = list[dict]()
-    found = Search(task, Budget.from_now(seconds, clock or Clock()), told=told.append, n_images=lambda: 0)
-    return found, found.run(recipes, with_mean=False), told
+    follower = Listener()
+    found = Search(task, Budget.from_now(seconds, clock or Clock()), follower=follower, n_images=lambda: 0)
+    return found, found.run(recipes, with_mean=False), follower.rows
 
 
 def test_a_dearer_recipe_wins_only_beyond_the_standard_error() -> None:
@@ -199,6 +215,71 @@ def test_a_recipe_that_fails_is_told_and_left() -> None:
         search([broken], task_of())
 
 
+@pytest.mark.parametrize("in_fold", [0, 2])
+def test_an_interrupt_ends_the_search_and_what_was_judged_by_all_folds_is_taken(in_fold: int) -> None:
+    class Pressed(Fake):
+        def judge(self, *given: Any) -> list[Answer]:
+            if len(self.judged) == in_fold:
+                raise KeyboardInterrupt
+            return super().judge(*given)
+
+    def run(*recipes: Fake, ends: bool = True) -> tuple[Search, Listener]:
+        follower = Listener(ends)
+        found = Search(task_of(), Budget.from_now(None, Clock()), follower=follower, n_images=lambda: 0)
+        found.run(recipes, with_mean=True)
+        return found, follower
+
+    found, follower = run(Fake("cheap", range(20)), Pressed("half"), Fake("later"), Fake("tuned", trains=True))
+    assert found.is_interrupted
+    assert follower.won == "cheap"
+    assert [row["recipe"] for row in follower.rows] == ["cheap", "half", "later", "tuned", "mean"]
+    assert [row["n_folds"] for row in follower.rows] == [5, 0, 0, 0, 0]
+    assert all("interrupted" in row["not_tried"] for row in follower.rows[1:])
+    # A network that is half judged counts by the folds that it has.
+    found, follower = run(Fake("cheap", range(20)), Pressed("tuned", trains=True))
+    assert follower.rows[1]["n_folds"] == in_fold
+    assert follower.won == ("tuned" if in_fold else "cheap")
+    with pytest.raises(KeyboardInterrupt):
+        run(Fake("cheap"), Pressed("half"), ends=False)
+    if not in_fold:
+        with pytest.raises(KeyboardInterrupt):  # there is nothing to take
+            run(Pressed("first"), Fake("later"))
+
+
+def test_an_interrupt_that_nobody_noticed_ends_the_search_before_the_next_fold() -> None:
+    class Late(Listener):
+        def wants_end(self) -> bool:
+            return bool(self.rows)
+
+    follower = Late(ends_on_interrupt=True)
+    later = Fake("later")
+    Search(task_of(), Budget.from_now(None, Clock()), follower=follower, n_images=lambda: 0).run(
+        [Fake("cheap"), later], with_mean=False
+    )
+    assert (follower.won, later.judged) == ("cheap", [])
+
+
+def test_the_reason_names_what_was_beaten_and_what_came_near() -> None:
+    beaten, _, _ = search([Fake("cheap", [1, 2, 3, 4, 5, 6]), Fake("dear", [0]), Fake("dearest", [])], task_of())
+    # Of 100 images 7 tell them apart, and one more: sqrt(7 - 0.05**2 * 100 + 1) / 100; then 1, and one more.
+    assert beaten.reason() == (
+        "better than cheap by 0.050, more than the standard error of 0.028; "
+        "dearest is better by 0.010 only, within the standard error of 0.014"
+    )
+    alone, _, _ = search([Fake("cheap")], task_of())
+    assert alone.reason() == "nothing else was judged"
+    equal, _, _ = search([Fake("cheap", [1]), Fake("dear", [2])], task_of())
+    assert equal.reason() == "nothing dearer is better beyond doubt"
+
+
+def test_a_scorer_that_such_labels_cannot_have_is_told_before_anything_is_judged() -> None:
+    with pytest.raises(ValueError, match=r"labels such as \['a', 'b'\] is expected, got scoring=.*f1"):
+        task_of(np.repeat(["a", "b"], 50), scoring="f1").check()
+    for scoring in (None, "neg_log_loss", "roc_auc", "f1_macro", "balanced_accuracy"):
+        task_of(np.repeat(["a", "b"], 50), scoring=scoring).check()
+    task_of(np.eye(4, dtype=int)[np.arange(40) % 4], scoring="roc_auc").check()
+
+
 def test_a_recipe_that_cannot_be_scored_is_told_and_left() -> None:
     class Labels(Fake):
         def judge(self, *given: Any) -> list[Answer]:
@@ -281,7 +362,7 @@ def test_nothing_that_can_be_tried_is_an_error_with_reasons() -> None:
 
 def test_mean_is_that_of_the_probabilities_of_the_two_best() -> None:
     task = task_of()
-    found = Search(task, Budget.from_now(None), told=lambda row: None, n_images=lambda: 0)
+    found = Search(task, Budget.from_now(None), follower=Follower(), n_images=lambda: 0)
     found.run([Fake("a", range(30)), Fake("b", [1, 2]), Fake("c", [3])], with_mean=True)
     mean = found.entries[-1]
     assert [part.name for part in mean.parts] == ["b", "c"]

@@ -225,7 +225,7 @@ def test_windows_hold_all_in_order_and_go_on_as_a_whole_run_would(places: set[in
 def commands(photos: Path, out: Path) -> dict[str, list[object]]:
     run("fit", photos / "good", "-o", out / "model.joblib", *MICRO, "--layers", "penultimate")
     return {
-        "fit": ["fit", photos, "-o", out / "again.joblib", *MICRO],
+        "fit": ["fit", photos, "-o", out / "again.joblib", *MICRO, "--quick"],
         "fit --fine-tune": ["fit", photos, "-o", out / "t.joblib", *MICRO, "--fine-tune", "--epochs", 1, "--folds", 2],
         "predict": ["predict", out / "model.joblib", photos, "-o", out / "labels.csv"],
         "search": ["search", photos, "--backbones", "featx_micro"],
@@ -265,7 +265,7 @@ def test_too_few_readable_photos_are_an_error_that_lists_the_broken_ones(photos:
     shutil.rmtree(photos / "red")
     (photos / "red").mkdir()
     broken = break_some(photos / "red")
-    result = run("fit", photos, "-o", tmp_path / "m.joblib", *MICRO, code=1)
+    result = run("fit", photos, "-o", tmp_path / "m.joblib", *MICRO, "--quick", code=1)
     assert all(path in result.stderr for path in broken)
     assert "two classes" in result.stderr
     assert not (tmp_path / "m.joblib").exists()
@@ -362,7 +362,7 @@ def test_without_one_photo_that_can_be_read_no_command_succeeds(command: str, ph
     for name in ("a.jpg", "b.jpg"):
         (new / name).write_bytes(b"broken")
     if command == "predict":
-        run("fit", photos, "-o", model, *MICRO)
+        run("fit", photos, "-o", model, *MICRO, "--quick")
     words = {
         "predict": ["predict", model, new, "-o", tmp_path / "labels.csv"],
         "similar": ["similar", "featx_micro", new, photos / "red" / "0.jpg"],
@@ -477,11 +477,11 @@ def test_checkpoint_in_the_place_of_a_model_is_told_what_it_is_for(photos: Path,
     words = shlex.split(line.partition("Learn with it first: featx ")[2])
     words[words.index("NAME")], words[words.index("photos/")] = "featx_micro", str(photos)
     words[words.index("model.joblib")] = str(tmp_path / "m.joblib")
-    run(*words)
+    run(*words, "--quick")
     run("predict", tmp_path / "m.joblib", photos)
 
 
-@pytest.mark.parametrize("fine_tune", [(), ("--fine-tune", "--epochs", 1, "--folds", 2)])
+@pytest.mark.parametrize("fine_tune", [("--quick",), ("--fine-tune", "--epochs", 1, "--folds", 2)])
 def test_model_whose_weights_are_gone_says_where_to_put_them(photos: Path, tmp_path: Path, fine_tune: tuple) -> None:
     state = PretrainedFeatureExtractor("featx_micro")._spec().load("cpu", torch.float32).module.state_dict()
     torch.save(state, tmp_path / "w.pth")
@@ -520,11 +520,11 @@ def test_network_in_a_checkpoint_is_chosen_by_what_the_error_says(photos: Path, 
     )
 
 
-@pytest.mark.parametrize("fine_tune", [(), ("--fine-tune", "--epochs", 1, "--folds", 2)])
+@pytest.mark.parametrize("fine_tune", [("--quick",), ("--fine-tune", "--epochs", 1, "--folds", 2)])
 def test_model_from_a_checkpoint_tells_which_file_it_reads(photos: Path, tmp_path: Path, fine_tune: tuple) -> None:
     spec = PretrainedFeatureExtractor("featx_micro")._spec()
     torch.save({"ema": spec.load("cpu", torch.float32).module.state_dict()}, tmp_path / "w")
-    model = tmp_path / ("m.safetensors" if fine_tune else "m.joblib")
+    model = tmp_path / ("m.safetensors" if "--fine-tune" in fine_tune else "m.joblib")
     told = run("fit", photos, "-o", model, *MICRO, "--weights", f"{tmp_path / 'w'}#ema", *fine_tune).stdout
     assert f"It reads {tmp_path / 'w'}, which must stay there." in told
     assert len(run("predict", model, photos).stdout.splitlines()) == 17
@@ -549,7 +549,7 @@ def test_fit_counts_copies_in_one_line_and_learns_the_same(photos: Path, tmp_pat
     shutil.copy(photos / "red" / "1.jpg", photos / "red" / "again.jpg")
     for i in range(2):
         (photos / "blue" / f"empty {i}.jpg").touch()  # alike, and no photos
-    for more in ((), ("--fine-tune", "--epochs", 1, "--folds", 2)):
+    for more in (("--quick",), ("--fine-tune", "--epochs", 1, "--folds", 2)):
         told = run("fit", photos, "-o", tmp_path / "m.joblib", *MICRO, *more).stderr.splitlines()
         (line,) = [line for line in told if line.startswith("Exact copies")]
         assert line == (
@@ -562,7 +562,7 @@ def test_fit_counts_copies_in_one_line_and_learns_the_same(photos: Path, tmp_pat
 def test_quiet_leaves_out_advice_and_tells_what_is_lost(photos: Path, tmp_path: Path) -> None:
     (photos / "red" / "cut.jpg").write_bytes(b"\xff\xd8\xff")
     for words in (
-        ["fit", photos, "-o", tmp_path / "m.joblib", *MICRO],
+        ["fit", photos, "-o", tmp_path / "m.joblib", *MICRO, "--quick"],
         ["search", photos, "--backbones", "featx_micro", "--layers", "-1"],
     ):
         loud, quiet = run(*words), run(*words, "--quiet")
@@ -574,7 +574,7 @@ def test_quiet_leaves_out_advice_and_tells_what_is_lost(photos: Path, tmp_path: 
 
 
 def test_score_is_the_share_of_photos_in_the_folder_of_their_class(photos: Path, tmp_path: Path) -> None:
-    run("fit", photos, "-o", tmp_path / "m.joblib", *MICRO)
+    run("fit", photos, "-o", tmp_path / "m.joblib", *MICRO, "--quick")
     test = tmp_path / "test"
     for name, source in (("red", "red"), ("blue", "red"), ("blue", "blue")):
         (test / name / source).mkdir(parents=True)
@@ -595,7 +595,7 @@ def test_score_is_the_share_of_photos_in_the_folder_of_their_class(photos: Path,
 
 
 def test_score_needs_the_folders_of_the_models_classes(photos: Path, tmp_path: Path) -> None:
-    run("fit", photos, "-o", tmp_path / "m.joblib", *MICRO)
+    run("fit", photos, "-o", tmp_path / "m.joblib", *MICRO, "--quick")
     words = ["predict", tmp_path / "m.joblib", "--score"]
     assert "One folder with" in run(*words, photos / "red", photos / "blue", code=2).stderr
     (photos / "blue").rename(photos / "green")
@@ -605,7 +605,7 @@ def test_score_needs_the_folders_of_the_models_classes(photos: Path, tmp_path: P
 
 
 def test_model_is_an_ordinary_pipeline_with_the_labels_of_predict(photos: Path, tmp_path: Path) -> None:
-    found = run_json("fit", photos, "-o", tmp_path / "m.joblib", *MICRO)
+    found = run_json("fit", photos, "-o", tmp_path / "m.joblib", *MICRO, "--quick")
     assert found["classes"] == ["blue", "red"]
     assert 0.9 <= found["accuracy"] <= 1
     lines = run("predict", tmp_path / "m.joblib", photos).stdout.splitlines()
@@ -646,7 +646,7 @@ def test_extract_writes_what_the_extractor_computes(photos: Path, tmp_path: Path
 
 def test_similar_finds_the_copy_and_leaves_the_query_out(photos: Path, tmp_path: Path) -> None:
     shutil.copy(photos / "red" / "3.jpg", photos / "blue" / "copy.jpg")
-    run("fit", photos, "-o", tmp_path / "m.joblib", *MICRO)
+    run("fit", photos, "-o", tmp_path / "m.joblib", *MICRO, "--quick")
     for by in ("featx_micro", tmp_path / "m.joblib"):
         first, *others = run_json("similar", by, photos, photos / "red" / "3.jpg")["results"]
         assert first["path"].endswith("copy.jpg")

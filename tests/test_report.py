@@ -181,11 +181,11 @@ def test_nearest_photos_are_nearest_and_thumbnails_show_them(found: Found, photo
     write_report(found, tmp_path / "report.html")
     best = found.best
     features = PretrainedFeatureExtractor(best.backbone, layers=best.layer, pooling=best.pooling)
-    rows = features.transform(found.paths)
+    rows = features.transform(found.photos.paths)
     _, predicted, confidence = predictions_of(photos, asdict(best))
     right = np.where(found.classes == found.y[:, None], 1, 0).argmax(axis=1) == predicted
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    names = [os.path.relpath(path, photos) for path in found.paths]
+    names = [os.path.relpath(path, photos) for path in found.photos.paths]
     page = (tmp_path / "report.html").read_text()
     galleries = re.findall(r'<ul class="gallery row">(.*?)</ul>', page, flags=re.DOTALL)
     assert len(galleries) == 2
@@ -201,7 +201,7 @@ def test_nearest_photos_are_nearest_and_thumbnails_show_them(found: Found, photo
         assert nearest == order[:5]
         for row, image in zip([query, *nearest], seen.images(), strict=True):
             pixels = Image.open(io.BytesIO(base64.b64decode(str(image["src"]).partition("base64,")[2])))
-            wanted = np.asarray(Image.open(found.paths[row]), dtype=float)
+            wanted = np.asarray(Image.open(found.photos.paths[row]), dtype=float)
             assert np.abs(np.asarray(pixels, dtype=float) - wanted).mean() < 25  # compressed once more
 
 

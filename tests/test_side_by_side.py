@@ -202,7 +202,7 @@ def test_commands_take_several_poolings(tmp_path: Path) -> None:
         run("extract", photos, "-o", tmp_path / f"{typed}.npy", *network, "--pooling", typed, "--no-cache")
         wanted = vit(layers=-1, pooling=given).transform(paths)
         assert relative_difference(np.load(tmp_path / f"{typed}.npy"), wanted) < 1e-5
-    fit = ["fit", photos, "-o", tmp_path / "m.joblib", *network, "--folds", "2", "--pooling"]
+    fit = ["fit", photos, "-o", tmp_path / "m.joblib", *network, "--quick", "--folds", "2", "--pooling"]
     assert "layer blocks.11, cls,avg pooling" in run(*fit, "cls,avg").stdout
     assert json.loads(run(*fit, "cls,avg", "--json").stdout)["pooling"] == "cls,avg"
     search = ["search", photos, "--backbones", f"{VIT},featx_micro", "--weights", "none", "--image-size", "32"]
@@ -212,7 +212,9 @@ def test_commands_take_several_poolings(tmp_path: Path) -> None:
     assert {pooling for backbone, _, pooling in tried if backbone == VIT} == {"avg", "cls"}
     assert {pooling for backbone, _, pooling in tried if backbone == "featx_micro"} == {"avg"}
     late = ["--backbone", "timm/cait_xxs24_224", "--weights", "none"]  # its class token joins late
-    learnt = json.loads(run("fit", photos, "-o", tmp_path / "c.joblib", *late, "--pooling", "cls", "--json").stdout)
+    learnt = json.loads(
+        run("fit", photos, "-o", tmp_path / "c.joblib", *late, "--quick", "--pooling", "cls", "--json").stdout
+    )
     assert (learnt["layer"], learnt["layers_tried"]) == ("penultimate", 1)
     assert "--pooling" in run(*fit, "cls,map", code=2).stderr
     assert "each at most once" in run(*fit, "cls,flatten", code=1).stderr

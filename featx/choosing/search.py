@@ -12,11 +12,13 @@ from sklearn.exceptions import FitFailedWarning
 
 from featx.choosing.budget import Budget, OutOfTime
 from featx.choosing.folds import Fold
+from featx.choosing.following import Follower
 from featx.choosing.predicted import Answer
 from featx.choosing.task import Task
 from featx.exceptions import ImageError
 
 MEAN = "mean"
+_INTERRUPTED = "the search was interrupted"
 Until = Callable[[float], bool]  # whether so many more seconds can be spent
 
 
@@ -125,17 +127,21 @@ class Search:
     ----------
     task : Task
     budget : Budget
-    told : callable (row)
-        Told of each that was tried, as the leaderboard shows it.
+    follower : Follower
+        Is told of each that was tried, and of the end.
     n_images : callable () -> int
         Images that have passed through a network so far.
+
+    Attributes
+    ----------
+    is_interrupted : bool
+        Whether it was ended before all was tried that there was time for.
     """
 
-    def __init__(
-        self, task: Task, budget: Budget, *, told: Callable[[dict[str, Any]], None], n_images: Callable[[], int]
-    ) -> None:
-        self._task, self._budget, self._told, self._n_images = task, budget, told, n_images
+    def __init__(self, task: Task, budget: Budget, *, follower: Follower, n_images: Callable[[], int]) -> None:
+        self.task, self._budget, self._follower, self._n_images = task, budget, follower, n_images
         self.entries: list[Entry] = []
+        self.is_interrupted = False
         self._failure: Exception | None = None
 
     def run(self, recipes: Sequence[Recipe], with_mean: bool) -> Entry:
@@ -149,45 +155,76 @@ class Search:
         self.entries = [Entry(recipe.name, recipe.choices, [{} for _ in recipe.choices], recipe) for recipe in recipes]
         for entry in self.entries:
             assert entry.recipe is not None
-            entry.why_not = entry.recipe.why_not(self._task)
-        self._judge_all()
+            entry.why_not = entry.recipe.why_not(self.task)
+        try:
+            self._judge_all()
+        except KeyboardInterrupt:
+            if not self._follower.ends_on_interrupt or not self._judged():
+                raise
+            self._be_interrupted()
         if not self._judged():
             if self._failure is not None:
                 raise self._failure
             reasons = "; ".join(f"{entry.name} {entry.why_not}" for entry in self.entries)
             raise ValueError(f"At least one recipe that can be tried is expected, got none: {reasons}.")
         if with_mean:
-            self._judge_mean()
-        return self.winner()
+            mean = Entry(MEAN, [""], [{}])
+            self.entries.append(mean)
+            self._judge_mean(mean)
+            self._end(mean)
+        best = self.winner()
+        self._follower.chosen(self, best)
+        return best
 
     def winner(self) -> Entry:
         """The first of those judged, or what is better than the best before it by more than the standard error."""
-        first, *others = self._judged()
+        return self._compared()[0]
+
+    def reason(self) -> str:
+        """Why the winner is taken, in words."""
+        best, before, rivals = self._compared()
+        found = ["nothing else was judged" if len(self._judged()) == 1 else "nothing dearer is better beyond doubt"]
+        if before is not None:
+            gain, error = self.task.gain(best.answers, before.answers)
+            found = [f"better than {before.name} by {gain:.3f}, more than the standard error of {error:.3f}"]
+        for rival in rivals:
+            gain, error = self.task.gain(rival.answers, best.answers)
+            if gain > 0:
+                found.append(f"{rival.name} is better by {gain:.3f} only, within the standard error of {error:.3f}")
+        return "; ".join(found)
+
+    def _compared(self) -> tuple[Entry, Entry | None, list[Entry]]:
+        """The winner, what it had to be better than, and what came later and was not better beyond doubt."""
+        best, *others = self._judged()
+        before: Entry | None = None
+        rivals = list[Entry]()
         for entry in others:
-            gain, error = self._task.gain(entry.answers, first.answers)
+            gain, error = self.task.gain(entry.answers, best.answers)
             if gain > error:
-                first = entry
-        return first
+                best, before, rivals = entry, best, []
+            else:
+                rivals.append(entry)
+        return best, before, rivals
 
     def leaderboard(self) -> dict[str, list[Any]]:
         """Columns of what was tried, a row for each recipe."""
-        rows = [entry.row(self._task) for entry in self.entries]
+        rows = [entry.row(self.task) for entry in self.entries]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
     def refit(self, entry: Entry) -> list[Any]:
         """The estimators of a line, fitted to all images."""
         parts = entry.parts or (entry,)
-        return [part.recipe.refit(self._task, part.best) for part in parts if part.recipe is not None]
+        return [part.recipe.refit(self.task, part.best) for part in parts if part.recipe is not None]
 
     def refit_seconds(self, entry: Entry) -> float:
         """What `refit` will take, as far as is known."""
         parts = entry.parts or (entry,)
         return sum(
-            part.recipe.seconds(self._task, len(self._task.y), 0, _always) for part in parts if part.recipe is not None
+            part.recipe.seconds(self.task, len(self.task.y), 0, _always) for part in parts if part.recipe is not None
         )
 
     def _judge_all(self) -> None:
-        n_folds = len(self._task.folds)
+        n_folds = len(self.task.folds)
         for entry in self.entries:
             if entry.recipe is not None and not entry.recipe.trains:
                 for fold in range(n_folds):
@@ -207,8 +244,10 @@ class Search:
         """One fold, unless time will not do."""
         if entry.why_not or fold in entry.answers:
             return
+        if self._follower.wants_end():
+            raise KeyboardInterrupt
         assert entry.recipe is not None
-        learnt, held_out = self._task.folds[fold]
+        learnt, held_out = self.task.folds[fold]
         began, passed = self._budget.spent, self._n_images()
         try:
             after = self._after()
@@ -218,10 +257,10 @@ class Search:
 
             if after is not None:
                 self._check(entry, len(learnt), len(held_out), after, until)
-            found = entry.recipe.judge(self._task, (learnt, held_out), until)
+            found = entry.recipe.judge(self.task, (learnt, held_out), until)
             for answers, answer in zip(entry.choices, found, strict=True):
                 answers[fold] = answer
-            entry.choose(self._task)
+            entry.choose(self.task)
         except OutOfTime as error:
             entry.why_not = str(error)
         except ImageError:
@@ -231,6 +270,17 @@ class Search:
         finally:
             entry.seconds += self._budget.spent - began
             entry.n_images += self._n_images() - passed
+
+    def _be_interrupted(self) -> None:
+        """What is not judged by all folds stays as it is; what is on features alone and half judged does not count."""
+        self.is_interrupted = True
+        for entry in self.entries:
+            assert entry.recipe is not None
+            if len(entry.answers) < len(self.task.folds):
+                if not entry.recipe.trains and len(self._judged()) > 1:
+                    entry.choices = [{} for _ in entry.choices]
+                entry.why_not = entry.why_not or _INTERRUPTED
+            self._end(entry)
 
     def _note_failure(self, entry: Entry, fold: int, error: Exception) -> None:
         """A recipe that fails is told and left, unless there is no other."""
@@ -253,21 +303,22 @@ class Search:
         assert entry.recipe is not None
         if not until(0.0):
             raise OutOfTime("no time was left")
-        needed = len(entry.labels) * entry.recipe.seconds(self._task, n_learnt, n_judged, until)
+        needed = len(entry.labels) * entry.recipe.seconds(self.task, n_learnt, n_judged, until)
         needed += max(self.refit_seconds(entry), after)
         if not self._budget.fits(needed):
             raise OutOfTime(self._budget.why_not(needed))
 
-    def _judge_mean(self) -> None:
+    def _judge_mean(self, entry: Entry) -> None:
         """The two best, where both give probabilities, by the folds that all have."""
-        entry = Entry(MEAN, [""], [{}])
-        self.entries.append(entry)
+        if self.is_interrupted:
+            entry.why_not = _INTERRUPTED
+            return
         judged = [other for other in self._judged() if all(a.proba is not None for a in other.answers.values())]
         if len(judged) < 2:
             entry.why_not = "two recipes with probabilities are needed"
             return
         shared = set.intersection(*(set(other.answers) for other in judged))
-        ranked = sorted(judged, key=lambda other: -np.mean([self._task.score(other.answers, fold) for fold in shared]))
+        ranked = sorted(judged, key=lambda other: -np.mean([self.task.score(other.answers, fold) for fold in shared]))
         entry.parts = tuple(sorted(ranked[:2], key=judged.index))
         if self._budget.seconds is not None and not self._budget.fits(needed := self.refit_seconds(entry)):
             entry.why_not, entry.parts = self._budget.why_not(needed), ()
@@ -276,15 +327,14 @@ class Search:
         both = sorted(first.answers.keys() & second.answers.keys())
         pairs = {fold: (first.answers[fold], second.answers[fold]) for fold in both}
         entry.choices = [
-            {fold: Answer.mean(pair, self._task.classes, self._task.multilabel) for fold, pair in pairs.items()}
+            {fold: Answer.mean(pair, self.task.classes, self.task.multilabel) for fold, pair in pairs.items()}
         ]
         entry.labels = [f"{first.name} and {second.name}"]
-        self._end(entry)
 
     def _end(self, entry: Entry) -> None:
         if not entry.is_told:
             entry.is_told = True
-            self._told(entry.row(self._task))
+            self._follower.tried(entry.row(self.task))
 
     def _judged(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.answers]

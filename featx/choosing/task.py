@@ -49,6 +49,24 @@ class Task:
         """Whether an image can have several labels, or none."""
         return self.y.ndim == 2
 
+    def check(self) -> None:
+        """Raise where the scorer cannot judge such labels, whatever the answers.
+
+        Raises
+        ------
+        ValueError
+        """
+        held_out = self.folds[0][1]
+        truth = self.y[held_out]
+        proba = truth if self.multilabel else self.classes == truth[:, None]
+        try:
+            self.score({0: Answer(truth, proba.astype(float))}, 0)
+        except Exception as error:
+            raise ValueError(
+                f"A score for labels such as {self.classes[:3].tolist()} is expected, got scoring={self.scorer!r}, "
+                f"which fails with the right answers: {error}"
+            ) from error
+
     def score(self, answers: Answers, fold: int) -> float:
         """Of the answers to one fold."""
         return self._score(answers[fold], fold, None)

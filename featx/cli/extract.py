@@ -14,6 +14,7 @@ import numpy as np
 
 from featx.cli.files import OutputFile
 from featx.cli.options import (
+    Columns,
     Machine,
     Reading,
     backbone_option,
@@ -25,11 +26,13 @@ from featx.cli.options import (
     refuse_given,
     with_console,
     with_machine,
+    with_photo_column,
     with_reading,
 )
 from featx.cli.outcomes import Broken, Console, broken_of, shown
 from featx.cli.photos import list_photos
 from featx.estimators.extractor import PretrainedFeatureExtractor
+from featx.exceptions import NotFinite
 from featx.system.paths import nearby
 from featx.system.writing import replacing
 
@@ -60,6 +63,7 @@ _ROW_GROUP = 1024
 @layers_option
 @pooling_option
 @with_reading
+@with_photo_column
 @with_machine
 @with_console
 def extract(
@@ -72,10 +76,13 @@ def extract(
     layers: list[str | int],
     pooling: str | list[str],
     reading: Reading,
+    columns: Columns,
     machine: Machine,
     console: Console,
 ) -> None:
-    """Write the features of PHOTOS, which are files and folders (at any depth), to a file or, in shards, to a folder.
+    """Write the features of PHOTOS to a file or, in shards, to a folder.
+
+    PHOTOS are files, folders (at any depth), and tables (CSV, TSV, JSON lines, Parquet) with --image.
 
     Whatever ends a run, the next one computes what is missing alone, unless --no-cache says to keep nothing. The file
     appears when it is complete. A photo that cannot be read has a row without numbers.
@@ -84,7 +91,7 @@ def extract(
         refuse_given(["shard_size"], "goes with a folder for shards only")
     if output.suffix and (scheduler or local_workers):
         raise click.UsageError(f"A folder for shards is expected with workers, got {str(output)!r}.")
-    paths = list_photos(photos, console)
+    paths = list_photos(photos, console, columns)
     extractor = extractor_for(backbone, reading, machine, console, layers=one_or_list(layers), pooling=pooling)
     names = extractor.get_feature_names_out().tolist()
     if not output.suffix:
@@ -137,7 +144,10 @@ def _extract_shards(
         extract_shards(extractor, paths, output, client=client, shard_size=shard_size)
     there = pyarrow.dataset.dataset(sorted(output.glob("part-*.parquet")), format="parquet")
     broken = there.to_table(columns=["path", "error"], filter=pyarrow.dataset.field("error").is_valid())
-    console.leave_out(Broken(nearby(row["path"]), row["error"]) for row in broken.to_pylist())
+    console.leave_out(
+        Broken(nearby(row["path"]), row["error"], row["error"].startswith(NotFinite.PHRASE))
+        for row in broken.to_pylist()
+    )
     return len(broken)
 
 

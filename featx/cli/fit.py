@@ -1,51 +1,59 @@
-"""``featx fit``: from a folder of class subfolders to a model."""
+"""``featx fit``: from labelled photos to a model."""
 
 from __future__ import annotations
 
+import functools
 import os
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-from sklearn.base import clone
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.metrics import get_scorer_names
 
-from featx.activations.trying import why_unreadable
 from featx.backbones.addresses import path_in
-from featx.choosing.probes import learn
 from featx.cli.files import OutputFile
 from featx.cli.findings import Findings, Photo
-from featx.cli.models import SAFE, readable, save_model
+from featx.cli.kinds import KINDS
+from featx.cli.models import SAFE, networks_of, save_model
 from featx.cli.options import (
+    Columns,
     Listed,
     Machine,
     Reading,
     backbone_option,
     classes_option,
     example,
-    extractor_for,
     pooling_option,
     refuse_given,
-    typed_poolings,
     weights_of,
     with_console,
+    with_label_columns,
     with_machine,
     with_reading,
 )
 from featx.cli.outcomes import Console
-from featx.cli.photos import list_labelled
-from featx.cli.scoring import compute_once, folds_for, scores_of
-from featx.estimators.classifier import FineTuneClassifier
-from featx.store import FeatureStore, Session
+from featx.cli.sources import TASKS, Labelled, source_of
+from featx.cli.ways import FOLDS, FOLDS_TUNED, Learnt, OnFeatures, Searched, Settings, Tuned, Way
+from featx.store import Session
+from featx.system.interrupts import Interrupts
 
-_FOLDS, _FOLDS_TUNED = 5, 3
+_MINUTES = 13
+_LATE = "The search is over: the model is being learnt and written. Ctrl-C once more writes none."
+
+_groups_column = click.option(
+    "--groups",
+    metavar="COLUMN",
+    help="Of a table: the column that says which photos belong together, such as those of one patient; no group is "
+    "learnt from and judged by at once.",
+)
 
 
 @click.command(
-    short_help="Learn the classes of photos and write a model.", epilog=example("featx fit photos/ -o model.joblib")
+    short_help="Learn what is on photos and write a model.",
+    epilog=example("featx fit labels.csv --image file --label breed -o m.joblib", "featx fit photos/ -o model.joblib"),
 )
-@click.argument("photos", type=click.Path(exists=True, file_okay=False))
+@click.argument("photos", type=click.Path(exists=True))
 @click.option(
     "-o",
     "--output",
@@ -54,20 +62,40 @@ _FOLDS, _FOLDS_TUNED = 5, 3
     help="File to write: .joblib, or with --fine-tune also .safetensors, from which no code can run.",
 )
 @classes_option
+@functools.partial(with_label_columns, groups=_groups_column)
+@click.option(
+    "--task",
+    type=click.Choice(TASKS),
+    default=TASKS[0],
+    show_default=True,
+    help="Of a table: whether its labels are names of classes or numbers to predict.",
+)
 @backbone_option
+@click.option("--quick", is_flag=True, help="Learn from features alone, in seconds: as with --layers penultimate,-2.")
+@click.option(
+    "--time-budget",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="For the search and the model, beyond the first pass of the photos through the network; what would not be "
+    f"ready in time is not begun.  [default: {60 * _MINUTES}]",
+)
+@click.option(
+    "--scoring",
+    metavar="NAME",
+    help="What the search compares by: a name of scikit-learn's, such as balanced_accuracy.  [default: accuracy]",
+)
 @click.option(
     "--layers",
     type=Listed("LAYERS"),
-    help="What to choose from, with commas between: penultimate, stage numbers (-1 is the last), names, or all.  "
-    "[default: penultimate,-2; with --fine-tune penultimate]",
+    help="Learn from features of one of these, with commas between: penultimate, stage numbers (-1 is the last), "
+    "names, or all; with --fine-tune from this one.  [default: what the search finds]",
 )
 @pooling_option
 @with_reading
 @click.option(
     "--fine-tune",
     is_flag=True,
-    help="Train the network too, not only a classifier on its features: minutes to hours instead of seconds, once per "
-    "fold and once for the model.",
+    help="Train the network in one way, and nothing else: minutes to hours, once per fold and once for the model.",
 )
 @click.option(
     "--freeze",
@@ -81,7 +109,12 @@ _FOLDS, _FOLDS_TUNED = 5, 3
 @click.option(
     "--folds",
     type=click.IntRange(2),
-    help=f"Of the cross-validation.  [default: {_FOLDS}; with --fine-tune {_FOLDS_TUNED}]",
+    help=f"Of the cross-validation.  [default: {FOLDS}; with --fine-tune {FOLDS_TUNED}]",
+)
+@click.option(
+    "--report",
+    type=OutputFile(".html", ".htm"),
+    help="Write one HTML file with what was tried, confusions and mistakes, and where on them the model looked.",
 )
 @with_machine
 @with_console
@@ -89,7 +122,12 @@ def fit(
     photos: str,
     output: Path,
     classes: list[str] | None,
+    columns: Columns,
+    task: str,
     backbone: str,
+    quick: bool,
+    time_budget: float | None,
+    scoring: str | None,
     layers: list[str | int] | None,
     pooling: str | list[str],
     reading: Reading,
@@ -97,122 +135,111 @@ def fit(
     freeze: list[str | int],
     epochs: int | None,
     folds: int | None,
+    report: Path | None,
     machine: Machine,
     console: Console,
 ) -> None:
-    """Learn the classes of PHOTOS, a folder with one subfolder per class, and write a model.
+    """Learn the classes of PHOTOS and write a model.
 
-    A pretrained network describes each photo, once; a logistic regression learns the classes from that. Layer and
-    regularisation are chosen by cross-validation, whose accuracy is printed. It is that of the best of some choices,
-    hence a little high; photos that were never shown tell more.
+    PHOTOS is a folder with one subfolder per class, or a table (CSV, TSV, JSON lines, Parquet) with --image and
+    --label; with --task regression its labels are numbers.
+
+    A pretrained network describes each photo, once. Then several ways to learn from that are tried, cheap ones first:
+    linear models on features of one layer or of several, and the last stages of the network trained. A line tells of
+    each. A dearer one is taken only where it is better beyond doubt; the model learns from all photos in that way.
+
+    Ctrl-C ends the search, and the best way so far is taken; a second one ends the command.
+
+    With --quick, --layers or --fine-tune there is no search. The accuracy that is printed is that of the best of some
+    choices by cross-validation, hence a little high; photos that were never shown tell more: featx score.
     """
+    settings = Settings(KINDS[task], backbone, pooling, reading, machine, folds)
+    way = _way(settings, fine_tune, quick, layers, freeze, epochs, scoring, time_budget)
     if output.suffix.lower() == SAFE and not fine_tune:
-        raise click.UsageError(f"{SAFE} is expected with --fine-tune only. Name the model .joblib.")
+        raise click.UsageError(
+            f"{output} holds one trained network and nothing else, and what is learnt in another way does not fit in. "
+            "Type --fine-tune too, or name the model .joblib."
+        )
+    if report is not None:
+        from featx.cli.report import check_can_report
+
+        check_can_report("featx fit --report")
+    source = source_of(photos, classes, columns, task)
+    labelled = source.labelled(console)
+    with machine.store() as store, Interrupts(lambda: console.tell(_LATE)) as interrupts:
+        learnt = way.learn(labelled, store, console, interrupts)
+        first, *_ = networks_of(learnt.model)
+        save_model(learnt.model, output)
+        if not console.quiet:
+            _tell_copies(first, learnt.photos, Session(store), machine, console)
+        result = learnt.result | settings.kind.about(learnt.photos.y) | {"n_used": len(learnt.photos.y)}
+        console.say(f"{_told(learnt, settings)}\nModel: {output}")
+        if os.path.isfile(weights := path_in(weights_of(reading.weights))):
+            console.say(f"It reads {weights}, which must stay there.")
+        console.advise(f"Next: featx predict {output} FOLDER -o labels.csv")
+        console.finish(result | {"model": str(output)}, len(labelled.paths))
+
+
+def _way(
+    settings: Settings,
+    fine_tune: bool,
+    quick: bool,
+    layers: list[str | int] | None,
+    freeze: list[str | int],
+    epochs: int | None,
+    scoring: str | None,
+    time_budget: float | None,
+) -> Way:
+    """The way to learn that the options mean.
+
+    Raises
+    ------
+    UsageError
+        Some of them do not go together.
+    """
+    if fine_tune and quick:
+        raise click.UsageError("Either --quick or --fine-tune is expected, got both.")
     if not fine_tune:
         refuse_given(["freeze", "epochs"], "goes with --fine-tune only")
-    paths, y = list_labelled(photos, classes, console)
-    with machine.store() as store:
-        if fine_tune:
-            params = {
-                "layers": _only(layers, "--layers"),
-                "freeze": _only(freeze, "--freeze"),
-                "epochs": epochs or "auto",
-            }
-            extra = {**params, "pooling": pooling, "weights": weights_of(reading.weights), **reading.params()}
-            tuned = FineTuneClassifier(backbone, random_state=0, **(extra | machine.params(console) | {"cache": store}))
-            model, result = _fine_tuned(tuned, paths, y, folds or _FOLDS_TUNED, console)
-        else:
-            choices = backbone, layers, pooling, reading, machine
-            model, result = _on_features(choices, store, paths, y, folds or _FOLDS, console)
-        save_model(model, output)
-        if not console.quiet:
-            _tell_copies(model, paths, y, Session(store), machine, console)
-    console.say(f"{_told(result)}\nModel: {output}")
-    if os.path.isfile(weights := path_in(weights_of(reading.weights))):
-        console.say(f"It reads {weights}, which must stay there.")
-    console.advise(f"Next: featx predict {output} FOLDER -o labels.csv")
-    console.finish(result | {"model": str(output)}, len(paths))
+    if fine_tune:
+        refuse_given(["scoring", "time_budget"], "goes with the search, and not with --fine-tune")
+        params = {"layers": _only(layers, "--layers"), "freeze": _only(freeze, "--freeze"), "epochs": epochs or "auto"}
+        return Tuned(settings, params)
+    if quick or layers is not None:
+        refuse_given(["scoring", "time_budget"], "goes with the search, and not with --quick or --layers")
+        return OnFeatures(settings, layers)
+    if settings.kind is KINDS["regression"]:
+        refuse_given(["scoring", "time_budget"], "goes with classes")
+        return OnFeatures(settings, layers)
+    if scoring is not None and scoring not in get_scorer_names():
+        near = get_close_matches(scoring, get_scorer_names(), n=1)
+        raise click.UsageError(
+            f"--scoring with a name of scikit-learn's is expected, got {scoring!r}."
+            + (f" Did you mean {near[0]}?" if near else "")
+        )
+    return Searched(settings, scoring, 60.0 * _MINUTES if time_budget is None else time_budget)
 
 
-def _on_features(
-    choices: tuple[str, list[str | int] | None, str | list[str], Reading, Machine],
-    store: FeatureStore,
-    paths: list[str],
-    y: np.ndarray,
-    n_folds: int,
-    console: Console,
-) -> tuple[Any, dict[str, Any]]:
-    backbone, layers, pooling, reading, machine = choices
-    extractor = extractor_for(backbone, reading, machine, console, cache=store, pooling=pooling)
-    names, good = compute_once(extractor, layers or _usual_layers(extractor), [pooling], paths, console)
-    folds = folds_for(y[good], n_folds)
-    kept = [paths[row] for row in good.tolist()]
-    scores = scores_of(extractor, [(name, pooling) for name in names], kept, y[good], folds)
-    best = max(scores, key=lambda score: score.accuracy)
-    rows = extractor.set_params(layers=best.layer).transform(kept)
-    learnt = learn(rows, y[good], best.C)
-    model = make_pipeline(extractor.set_params(on_error="raise"), *(step for _, step in learnt.steps))
-    return model, best.as_dict() | _about(y[good], folds.n_splits, len(scores))
-
-
-def _usual_layers(extractor: Any) -> list[str | int]:
-    several = len(extractor._architecture(extractor._spec()).stages) > 1
-    readable = several and not why_unreadable(extractor, -2, [extractor.pooling])
-    return ["penultimate", -2] if readable else ["penultimate"]
-
-
-def _fine_tuned(
-    model: FineTuneClassifier, paths: list[str], y: np.ndarray, n_folds: int, console: Console
-) -> tuple[Any, dict[str, Any]]:
-    good = readable(model, paths, console)
-    folds = folds_for(y[good], n_folds)
-    kept = np.array([paths[row] for row in good.tolist()], dtype=object)
-    found = []
-    for number, (learnt, held_out) in enumerate(folds.split(kept, y[good]), 1):
-        _announce(f"Fold {number} of {folds.n_splits}", console)
-        learner = clone(model).fit(kept[learnt], y[good][learnt])
-        found.append(learner.score(kept[held_out], y[good][held_out]))
-    _announce("The model, from all photos", console)
-    model.fit(kept, y[good])
-    scores = np.asarray(found)
-    result = {"backbone": model.backbone, "layer": str(model.layers), "pooling": typed_poolings(model.pooling)}
-    result |= {"freeze": model.freeze, "epochs": model.n_iter_}
-    result |= {"accuracy": float(scores.mean()), "spread": float(scores.std())}
-    return model, result | _about(y[good], folds.n_splits, 1)
-
-
-def _tell_copies(
-    model: Any, paths: list[str], y: np.ndarray, session: Session, machine: Machine, console: Console
-) -> None:
+def _tell_copies(network: Any, photos: Labelled, session: Session, machine: Machine, console: Console) -> None:
     """Say in one line how many files were learnt twice, by the digests under which their features are kept."""
     from featx.images.unreadable import threads_for
 
-    broken = {photo.path for photo in console.broken}
-    labelled = {path: str(label) for path, label in zip(paths, y, strict=True) if path not in broken}
-    first = model[0] if isinstance(model, Pipeline) else model
-    digests = session.digests(first._items([*labelled], reset=False), threads_for(machine.n_jobs))
+    labelled = {path: str(label) for path, label in zip(photos.paths, photos.y, strict=True)}
+    digests = session.digests(network._items([*labelled], reset=False), threads_for(machine.n_jobs))
     known = zip(labelled.items(), digests, strict=True)
-    photos = [Photo(path, "", label, its) for (path, label), its in known if isinstance(its, bytes)]
-    if line := Findings(photos, [], [], [], 0).copies_line():
+    found = [Photo(path, "", label, its) for (path, label), its in known if isinstance(its, bytes)]
+    if line := Findings(found, [], [], [], 0).copies_line():
         console.note(f"{line} (featx check -o FILE lists them).")
 
 
-def _announce(what: str, console: Console) -> None:
-    if console.verbose:  # whose bar comes next
-        console.note(what)
-
-
-def _about(y: np.ndarray, n_folds: int, n_layers: int) -> dict[str, Any]:
-    return {"classes": np.unique(y).tolist(), "n_used": len(y), "folds": n_folds, "layers_tried": n_layers}
-
-
-def _told(result: dict[str, Any]) -> str:
-    how = f"C={result['C']:g}" if "C" in result else f"freeze={result['freeze']}, {result['epochs']} epochs"
+def _told(learnt: Learnt, settings: Settings) -> str:
+    result, kind = learnt.result, settings.kind
+    score = result["scoring"]
     return (
-        f"{result['n_used']} photos of {len(result['classes'])} classes: {', '.join(result['classes'][:10])}"
-        f"{', ...' if len(result['classes']) > 10 else ''}\n"
-        f"{result['backbone']}, layer {result['layer']}, {result['pooling']} pooling, {how}\n"
-        f"Accuracy {result['accuracy']:.3f} +- {result['spread']:.3f} ({result['folds']}-fold cross-validation)"
+        f"{len(learnt.photos.y)} photos {kind.told(learnt.photos.y)}\n"
+        f"{settings.backbone}, {learnt.how}\n"
+        f"{score[0].upper() + score[1:]} {result[score]:.3f} +- {result['spread']:.3f} ({result['folds']}-fold "
+        "cross-validation)"
     )
 
 

@@ -11,6 +11,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from featx.cli.outcomes import Broken, shown
 from featx.cli.scoring import Score
+from featx.cli.sources import Labelled, Source
 from featx.estimators.extractor import PretrainedFeatureExtractor
 from featx.system.shell import typed
 
@@ -50,18 +51,14 @@ class Found:
 
     Attributes
     ----------
-    folder : str
-        As it was given.
-    class_folders : list of str or None
-        Names of its class folders, where they were given.
+    source : Source
+        Where the photos come from.
     command, next_command : sequence of str
         The words that started the search, and those that fit its best choice.
     cached : bool
         Whether features are kept for later.
-    paths : list of str
-        Photos that could be read.
-    y : ndarray of shape (n_photos,), str
-        Their classes.
+    photos : Labelled
+        Those that could be read.
     broken : sequence of Broken
         The others.
     folds : StratifiedKFold
@@ -72,13 +69,11 @@ class Found:
     efforts : sequence of Effort
     """
 
-    folder: str
-    class_folders: list[str] | None
+    source: Source
     command: Sequence[str]
     next_command: Sequence[str]
     cached: bool
-    paths: list[str]
-    y: np.ndarray
+    photos: Labelled
     broken: Sequence[Broken]
     folds: StratifiedKFold
     ranked: Sequence[Score]
@@ -93,4 +88,4 @@ class Found:
     @property
     def classes(self) -> list[str]:
         """Names, sorted."""
-        return np.unique(self.y).tolist()
+        return np.unique(self.photos.y).tolist()

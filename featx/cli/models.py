@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from sklearn.pipeline import Pipeline
 from featx.backbones.addresses import path_in, plain_address
 from featx.cli.options import Machine
 from featx.cli.outcomes import Console, broken_of, one_line, shown
+from featx.estimators.base import NetworkEstimator
 from featx.estimators.classifier import FineTuneClassifier
 from featx.estimators.extractor import PretrainedFeatureExtractor
 from featx.estimators.fitted import FittedNetwork
+from featx.estimators.recipes import Mean
 from featx.estimators.regressor import FineTuneRegressor
+from featx.estimators.transfer import TransferClassifier
 from featx.exceptions import WeightsError
 from featx.system.shell import typed
 from featx.system.writing import replacing
@@ -31,8 +35,8 @@ _ANYWHERE: dict[str, Any] = {"cache": None, "device": None, "n_jobs": None, "ver
 
 def save_model(model: Any, path: Path) -> None:
     """Write a fitted model, without what belongs to this machine."""
-    first = model[0] if isinstance(model, Pipeline) else model
-    first.set_params(**_ANYWHERE)
+    for network in networks_of(model):
+        network.set_params(**_ANYWHERE)
     with replacing(path) as part:
         if path.suffix.lower() == SAFE:
             model.save(part)
@@ -40,7 +44,17 @@ def save_model(model: Any, path: Path) -> None:
             joblib.dump(model, part)
 
 
-def load_model(path: str) -> Pipeline | FittedNetwork:
+def networks_of(model: Any) -> list[NetworkEstimator]:
+    """What passes photos through a network in a model that the commands know, itself included; none in another."""
+    if isinstance(model, TransferClassifier):
+        return [model, *networks_of(model.estimator_)]
+    if isinstance(model, Mean):
+        return [network for part in model.estimators for network in networks_of(part)]
+    first = model[0] if isinstance(model, Pipeline) else model
+    return [first] if isinstance(first, PretrainedFeatureExtractor | FittedNetwork) else []
+
+
+def load_model(path: str) -> Any:
     """A fitted model from its file.
 
     Raises
@@ -54,13 +68,13 @@ def load_model(path: str) -> Pipeline | FittedNetwork:
         told = f"{type(error).__name__}: {one_line(error)}"
         other = click.ClickException(f"{_EXPECTED}, got {path}, which cannot be loaded ({told}).")
         raise _no_model(path) or other from error
-    first = model[0] if isinstance(model, Pipeline) else None
-    if not isinstance(model, FittedNetwork) and not isinstance(first, PretrainedFeatureExtractor):
+    if not networks_of(model):
         raise _no_model(path) or click.ClickException(
-            "A FineTuneClassifier, a FineTuneRegressor or a Pipeline that begins with a PretrainedFeatureExtractor is "
-            f"expected in {path}, got {type(model).__name__}. Make one with: featx fit photos/ -o model.joblib"
+            "A TransferClassifier, a FineTuneClassifier, a FineTuneRegressor or a Pipeline that begins with a "
+            f"PretrainedFeatureExtractor is expected in {path}, got {type(model).__name__}. Make one with: featx fit "
+            "photos/ -o model.joblib"
         )
-    return model
+    return model.estimator_ if isinstance(model, TransferClassifier) else model
 
 
 def _load_tuned(path: str) -> FittedNetwork:
@@ -86,12 +100,12 @@ def _no_model(path: str) -> click.ClickException | None:
 
 
 @contextmanager
-def _with_its_weights(model: Pipeline | FittedNetwork) -> Iterator[None]:
+def _with_its_weights(model: Any) -> Iterator[None]:
     """Say what to do where the file is gone that a model's network reads."""
     try:
         yield
     except WeightsError as error:
-        weights = path_in(plain_address((model[0] if isinstance(model, Pipeline) else model).weights))
+        weights = path_in(plain_address(networks_of(model)[0].weights))
         if not os.path.isabs(weights) or os.path.exists(weights):
             raise
         raise click.ClickException(
@@ -100,31 +114,56 @@ def _with_its_weights(model: Pipeline | FittedNetwork) -> Iterator[None]:
         ) from error
 
 
-def predictions(
-    model: Pipeline | FittedNetwork, paths: Sequence[str], machine: Machine, console: Console
-) -> tuple[list[Any], list[float | None]]:
-    """A label and its probability for every photo, None for those that cannot be read."""
-    labels: list[Any] = [None] * len(paths)
-    confidences: list[float | None] = [None] * len(paths)
+@dataclass(frozen=True)
+class Said:
+    """What a model says of photos.
+
+    Attributes
+    ----------
+    rows : ndarray of int
+        Of the photos that it can say something of.
+    labels : ndarray of shape (n_rows,)
+        Classes, or numbers.
+    proba : ndarray of shape (n_rows, n_classes) or None
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+    proba: np.ndarray | None
+
+
+def said_of(model: Any, paths: Sequence[str], machine: Machine, console: Console) -> Said:
+    """Labels of the photos that can be read; the console is told of the others."""
     with _with_its_weights(model):
+        if isinstance(model, Mean):
+            return _said_by_both(model, paths, machine, console)
         rows, inputs = _inputs(model, paths, machine, console)
-        found, best = _labelled(model[1:] if isinstance(model, Pipeline) else model, inputs) if len(rows) else ([], [])
-    for row, label, confidence in zip(rows.tolist(), found, best, strict=True):
-        labels[row], confidences[row] = label, confidence
-    return labels, confidences
-
-
-def _labelled(last: Any, inputs: Any) -> tuple[list[Any], list[float | None]]:
-    """Labels of what goes into the last steps, and their probabilities, where there are any."""
-    if hasattr(last, "predict_proba"):
+        last = model[1:] if isinstance(model, Pipeline) else model
+        if not len(rows):
+            return Said(rows, np.array([]), None)
+        if not hasattr(last, "predict_proba"):
+            return Said(rows, np.asarray(last.predict(inputs)), None)
         proba = last.predict_proba(inputs)
-        return last.classes_[proba.argmax(axis=1)].tolist(), proba.max(axis=1).tolist()
-    found = np.asarray(last.predict(inputs)).tolist()
-    return found, [None] * len(found)
+        return Said(rows, last.classes_[proba.argmax(axis=1)], proba)
 
 
-def features(model: Pipeline | FittedNetwork, paths: Sequence[str], machine: Machine, console: Console) -> np.ndarray:
-    """What the model's last step reads of every photo: rows of NaN for those that cannot be read."""
+def _said_by_both(model: Mean, paths: Sequence[str], machine: Machine, console: Console) -> Said:
+    """Each part is asked of the photos that those before could use."""
+    rows, found = np.arange(len(paths)), list[np.ndarray]()
+    for part in model.estimators:
+        said = said_of(part, [paths[row] for row in rows.tolist()], machine, console)
+        if said.proba is None:
+            return Said(said.rows, said.labels, None)
+        found = [*(proba[said.rows] for proba in found), said.proba]
+        rows = rows[said.rows]
+    proba = np.mean(found, axis=0)
+    return Said(rows, model.classes_[proba.argmax(axis=1)], proba)
+
+
+def features(model: Any, paths: Sequence[str], machine: Machine, console: Console) -> np.ndarray:
+    """What the model's last step reads of every photo, and of a mean its first part's; NaN of unreadable ones."""
+    if isinstance(model, Mean):
+        return features(model.estimators[0], paths, machine, console)
     with _with_its_weights(model):
         rows, inputs = _inputs(model, paths, machine, console)
         if not len(rows):

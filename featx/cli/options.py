@@ -145,6 +145,33 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """Where a table of photos says what.
+
+    Attributes
+    ----------
+    image, label, groups : str or None
+        Names of columns.
+    root : str or None
+        The folder that its paths are relative to; None for the table's own.
+    """
+
+    image: str | None = None
+    label: str | None = None
+    groups: str | None = None
+    root: str | None = None
+
+    def base(self, table: str) -> str:
+        """The folder that a table's paths are relative to."""
+        return os.path.dirname(table) if self.root is None else self.root
+
+    def words(self) -> list[str]:
+        """What to type for them."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return [word for name, value in given.items() if value is not None for word in (f"--{name}", value)]
+
+
+@dataclass(frozen=True)
 class Reading:
     """What decides the features: the network, and how photos are brought to it.
 
@@ -297,6 +324,15 @@ fourth_band_option = click.option(
     show_default=True,
     help="Whether a fourth band beside three colours is transparency, or something else, to be left out.",
 )
+_photo_column = (
+    click.option("--image", metavar="COLUMN", help="Of a table: the column with the photos' paths."),
+    click.option(
+        "--root",
+        type=click.Path(exists=True, file_okay=False),
+        help="Of a table: the folder that its paths are relative to.  [default: the table's own]",
+    ),
+)
+_label_column = click.option("--label", metavar="COLUMN", help="Of a table: the column with what is to be learnt.")
 _reading = (
     click.option(
         "--weights",
@@ -388,6 +424,18 @@ def with_machine(function: F) -> F:
 def with_reading(function: F) -> F:
     """Pass ``reading``, made of the options that change the features."""
     return _options(*_reading)(_gathering(Reading, "reading", function))
+
+
+def with_photo_column(function: F) -> F:
+    """Pass ``columns``, made of the options that say where a table has its photos."""
+    return _options(*_photo_column)(_gathering(Columns, "columns", function))
+
+
+def with_label_columns(function: F, groups: Callable[[F], F] | None = None) -> F:
+    """The same where photos have labels too, and ``groups`` perhaps."""
+    image, root = _photo_column
+    more = () if groups is None else (groups,)
+    return _options(image, _label_column, root, *more)(_gathering(Columns, "columns", function))
 
 
 def _gathering(kind: type, name: str, function: F) -> F:

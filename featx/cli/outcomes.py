@@ -33,20 +33,18 @@ _RANGE = re.compile(r"(?<=--pixel-range )\(([^\s,()]+), ([^\s,()]+)\)")
 
 @dataclass(frozen=True)
 class Broken:
-    """A photo that cannot be read, or of which the network makes no finite numbers.
+    """A photo that cannot be read, of which the network makes no finite numbers, or of which no label is known.
 
     Attributes
     ----------
     path, reason : str
+    was_read : bool
+        Whether the photo is as good as any.
     """
 
     path: str
     reason: str
-
-    @property
-    def was_read(self) -> bool:
-        """Whether the photo is as good as any."""
-        return self.reason.startswith(NotFinite.PHRASE)
+    was_read: bool = False
 
 
 @dataclass
@@ -89,6 +87,10 @@ class Console:
         """Print to stderr what is good to know."""
         if not self.quiet:
             click.echo(text, err=True)
+
+    def tell(self, text: str) -> None:
+        """Print to stderr what has to be known."""
+        click.echo(text, err=True)
 
     def leave_out(self, found: Iterable[Broken]) -> None:
         """Remember broken photos for the end; with ``--strict`` this is the end.
@@ -133,8 +135,8 @@ class Console:
             if photo.was_read:
                 unused.setdefault(photo.reason, []).append(shown(photo.path))
         for reason, paths in unused.items():
-            others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-            click.echo(f"{paths[0]}{others} could be read but not used: {_with_options(reason)}", err=True)
+            others = f" and {len(paths) - 1} more are" if len(paths) > 1 else " is"
+            click.echo(f"{paths[0]}{others} not used: {_with_options(reason)}", err=True)
 
     def finish(self, result: dict[str, Any], n_photos: int | None = None) -> None:
         """List the broken photos, and print the result as JSON where that is asked for."""
@@ -166,7 +168,11 @@ class Console:
 
 def broken_of(errors: Iterable[ImageError], paths: Sequence[str]) -> list[Broken]:
     """The library's errors of unreadable images as broken photos."""
-    return [Broken(paths[error.row], _reason(error)) for error in errors if error.row is not None]
+    return [
+        Broken(paths[error.row], _reason(error), isinstance(error, NotFinite))
+        for error in errors
+        if error.row is not None
+    ]
 
 
 def _reason(error: ImageError) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from featx.cli.files import OutputFile, write_csv
-from featx.cli.models import load_model, predictions
-from featx.cli.options import Machine, example, with_console, with_machine
+from featx.cli.models import load_model, said_of
+from featx.cli.options import Columns, Machine, example, with_console, with_machine, with_photo_column
 from featx.cli.outcomes import Console, shown
 from featx.cli.photos import list_photos
 
@@ -29,12 +29,21 @@ _MOST = 10  # names that a message shows
     help="Take the subfolders of PHOTOS, one folder, for the true classes, and print the accuracy; labels are then "
     "written with -o alone.",
 )
+@with_photo_column
 @with_machine
 @with_console
 def predict(
-    model: str, photos: tuple[str, ...], output: Path | None, score: bool, machine: Machine, console: Console
+    model: str,
+    photos: tuple[str, ...],
+    output: Path | None,
+    score: bool,
+    columns: Columns,
+    machine: Machine,
+    console: Console,
 ) -> None:
-    """Label PHOTOS, which are files and folders (at any depth), with a MODEL that featx fit wrote.
+    """Label PHOTOS with a MODEL that featx fit wrote.
+
+    PHOTOS are files, folders (at any depth), and tables (CSV, TSV, JSON lines, Parquet) with --image.
 
     Writes path, label, confidence (the label's probability) and error of each photo as CSV. With --score the photos
     that can be read are compared with the class folders that they lie in.
@@ -45,9 +54,9 @@ def predict(
     model holds numbers alone.
     """
     loaded = load_model(model)
-    paths = list_photos(photos, console)
+    paths = list_photos(photos, console, columns)
     truth = _true_classes(photos, paths, loaded) if score else []
-    labels, confidences = predictions(loaded, paths, machine, console)
+    labels, confidences = _predictions(loaded, paths, machine, console)
     n_read = sum(label is not None for label in labels)
     reasons = {photo.path: photo.reason for photo in console.broken}
     rows = zip(map(shown, paths), labels, confidences, strict=True)
@@ -65,6 +74,19 @@ def predict(
     if scored:
         console.say(f"Accuracy {scored['accuracy']:.3f} ({scored['n_right']} of {n_read} photos)")
     console.finish_with_photos({"model": model, **where, **scored, "predictions": found}, len(paths), n_read)
+
+
+def _predictions(
+    model: Any, paths: Sequence[str], machine: Machine, console: Console
+) -> tuple[list[Any], list[float | None]]:
+    """A label and its probability for every photo, None for those that cannot be read."""
+    labels: list[Any] = [None] * len(paths)
+    confidences: list[float | None] = [None] * len(paths)
+    said = said_of(model, paths, machine, console)
+    best = [None] * len(said.rows) if said.proba is None else said.proba.max(axis=1).tolist()
+    for row, label, confidence in zip(said.rows.tolist(), said.labels.tolist(), best, strict=True):
+        labels[row], confidences[row] = label, confidence
+    return labels, confidences
 
 
 def _true_classes(photos: Sequence[str], paths: Sequence[str], model: Any) -> list[str]:

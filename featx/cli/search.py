@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from featx.activations.engine import TALLY
 from featx.backbones.catalogue import resolve_backbone
@@ -17,20 +16,21 @@ from featx.cli.files import OutputFile
 from featx.cli.found import Effort, Found, as_typed
 from featx.cli.options import (
     KEPT_POOLINGS,
+    Columns,
     Listed,
     Machine,
     Reading,
     classes_option,
     example,
     extractor_for,
-    listed,
     with_console,
+    with_label_columns,
     with_machine,
     with_reading,
 )
 from featx.cli.outcomes import Console, table
-from featx.cli.photos import list_labelled
 from featx.cli.scoring import Score, compute_once, folds_for, poolings_of, scores_of
+from featx.cli.sources import Labelled, source_of
 from featx.estimators.extractor import PretrainedFeatureExtractor
 
 
@@ -38,7 +38,7 @@ from featx.estimators.extractor import PretrainedFeatureExtractor
     short_help="Rank networks, layers and poolings on photos.",
     epilog=example("featx search photos/ --backbones resnet18,mobilenet_v3_small --layers all"),
 )
-@click.argument("photos", type=click.Path(exists=True, file_okay=False))
+@click.argument("photos", type=click.Path(exists=True))
 @classes_option
 @click.option(
     "--backbones", type=Listed("NAMES"), default="resnet18", show_default=True, help="Networks, with commas between."
@@ -59,6 +59,7 @@ from featx.estimators.extractor import PretrainedFeatureExtractor
     help="Poolings, with commas between: avg, max, gem, cls, or auto, what each network is usually read with.",
 )
 @with_reading
+@with_label_columns
 @click.option(
     "--weights-of",
     multiple=True,
@@ -80,13 +81,17 @@ def search(
     layers: list[str | int],
     poolings: list[str],
     reading: Reading,
+    columns: Columns,
     weights_of: tuple[str, ...],
     folds: int,
     report: Path | None,
     machine: Machine,
     console: Console,
 ) -> None:
-    """Try networks, layers and poolings on PHOTOS, a folder with one subfolder per class, and rank them.
+    """Try networks, layers and poolings on PHOTOS, and rank them.
+
+    PHOTOS is a folder with one subfolder per class, or a table (CSV, TSV, JSON lines, Parquet) with --image and
+    --label.
 
     Each photo passes once through each network, however many layers and poolings are tried. Every choice gets a
     logistic regression, whose regularisation the same cross-validation chooses.
@@ -94,41 +99,38 @@ def search(
     if report is not None:
         from featx.cli.report import check_can_report
 
-        check_can_report()
+        check_can_report("featx search --report")
     own = _weights_by_backbone(weights_of, backbones)
     readings = {name: replace(reading, weights=own.get(name, reading.weights)) for name in map(str, backbones)}
     for name in readings:
         resolve_backbone(name)  # a misspelt one is told before the others were computed
-    paths, y = list_labelled(photos, classes, console)
-    n_photos = len(paths)
+    source = source_of(photos, classes, columns)
+    labelled = source.labelled(console)
     with machine.store() as store:
         extractors = {
             name: extractor_for(name, its, machine, console, cache=store, pooling=poolings[0])
             for name, its in readings.items()
         }
-        paths, y, scores, efforts = _search(paths, y, extractors, layers, poolings, folds, console)
+        used, scores, efforts = _search(labelled, extractors, layers, poolings, folds, console)
         ranked = sorted(scores, key=lambda score: -score.accuracy)
         best = ranked[0]
-        chosen = ["--classes", listed(classes)] if classes else []
-        fit = ["fit", photos, *chosen, "-o", "model.joblib", "--backbone", best.backbone, "--layers", best.layer]
+        fit = ["fit", *source.words, "-o", "model.joblib", "--backbone", best.backbone, "--layers", best.layer]
         fit += ["--pooling", best.pooling, *readings[best.backbone].words(), *([] if machine.cache else ["--no-cache"])]
         found = Found(
-            folder=photos,
-            class_folders=classes,
+            source=source,
             command=click.get_current_context().obj or ["search"],
             next_command=fit,
             cached=machine.kept is not None,
-            paths=paths,
-            y=y,
+            photos=used,
             broken=tuple(console.broken),
-            folds=folds_for(y, folds),
+            folds=folds_for(used.y, folds),
             ranked=ranked,
             extractors=extractors,
             efforts=efforts,
         )
         _show(found, console)
         _report(found, report, console)
-    console.finish(_as_json(found, report), n_photos)
+    console.finish(_as_json(found, report), len(labelled.paths))
 
 
 def _report(found: Found, path: Path | None, console: Console) -> None:
@@ -146,24 +148,23 @@ def _report(found: Found, path: Path | None, console: Console) -> None:
 
 
 def _search(
-    paths: list[str],
-    y: np.ndarray,
+    photos: Labelled,
     extractors: dict[str, PretrainedFeatureExtractor],
     layers: list[str | int],
     poolings: list[str],
     n_folds: int,
     console: Console,
-) -> tuple[list[str], np.ndarray, list[Score], list[Effort]]:
-    """Photos that could be read and their classes, scores of all choices, and what each network took."""
+) -> tuple[Labelled, list[Score], list[Effort]]:
+    """Photos that could be read, scores of all choices, and what each network took."""
     scores, efforts = list[Score](), list[Effort]()
     for name, extractor in extractors.items():
         before, started = TALLY.n_images, time.perf_counter()
-        names, good = compute_once(extractor, layers, poolings, paths, console)
-        passed = time.perf_counter()
-        paths, y = [paths[row] for row in good.tolist()], y[good]
-        scores += scores_of(extractor, _choices(extractor, names, poolings), paths, y, folds_for(y, n_folds))
+        names, good = compute_once(extractor, layers, poolings, photos.paths, console)
+        passed, photos = time.perf_counter(), photos.take(good)
+        choices = _choices(extractor, names, poolings)
+        scores += scores_of(extractor, choices, photos.paths, photos.y, folds_for(photos.y, n_folds))
         efforts.append(Effort(name, TALLY.n_images - before, passed - started, time.perf_counter() - passed))
-    return paths, y, scores, efforts
+    return photos, scores, efforts
 
 
 def _choices(
@@ -179,7 +180,7 @@ def _show(found: Found, console: Console) -> None:
         [place, s.network, s.layer, s.pooling, f"{s.C:g}", f"{s.accuracy:.3f}", f"+- {s.spread:.3f}"]
         for place, s in enumerate(found.ranked, 1)
     ]
-    console.say(f"{len(found.y)} photos of {len(found.classes)} classes; accuracy by cross-validation\n")
+    console.say(f"{len(found.photos.y)} photos of {len(found.classes)} classes; accuracy by cross-validation\n")
     console.say(table(["", "backbone", "layer", "pooling", "C", "accuracy", "folds"], rows))
     console.advise(f"\nNext: {as_typed(found.next_command)}")
 

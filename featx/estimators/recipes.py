@@ -65,7 +65,7 @@ class Images:
     ) -> tuple[Images, np.ndarray]:
         """Read all layers in one pass; also the positions of the images that have features, which alone are in it."""
         architecture = extractor._architecture(extractor._spec(), items)
-        names = _readable(extractor, architecture)
+        names = readable_layers(extractor, architecture)
         penultimate = architecture.penultimate.label
         lent, _ = lend(extractor.set_params(layers=names), store)
         rows = lent.transform(X)
@@ -134,7 +134,7 @@ def _forget(value: Any, store: FeatureStore, seen: set[int]) -> None:
         _forget(part, store, seen)
 
 
-def _readable(extractor: PretrainedFeatureExtractor, architecture: Architecture) -> list[str]:
+def readable_layers(extractor: PretrainedFeatureExtractor, architecture: Architecture) -> list[str]:
     """Stages, and the penultimate layer whether or not it can be read: without it there is nothing to begin with."""
     last = architecture.penultimate.label
     stages = [architecture.layer(name).label for name in architecture.stages]

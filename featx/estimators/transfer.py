@@ -25,6 +25,7 @@ from featx.store import FeatureStore, passing_store, resolve_store
 from featx.system.compat import with_callbacks
 
 if TYPE_CHECKING:
+    from featx.choosing.following import Follower
     from featx.choosing.search import Entry, Recipe, Search
     from featx.choosing.task import Task
     from featx.estimators.recipes import Images
@@ -121,6 +122,9 @@ class TransferClassifier(ClassifierMixin, NetworkEstimator):  # type: ignore[mis
     >>> model.fit(digits.images[:200], digits.target[:200]).predict(digits.images[200:202]).shape
     (2,)
     """
+
+    # Who follows the search of the next fit; None prints where ``verbose`` says so.
+    _follower: Follower | None = None
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **{name: value for name, value in NetworkEstimator._parameter_constraints.items() if name != "layers"},
@@ -219,6 +223,7 @@ class TransferClassifier(ClassifierMixin, NetworkEstimator):  # type: ignore[mis
         """
         from featx.activations.engine import TALLY
         from featx.choosing.budget import Budget
+        from featx.choosing.following import Follower, Printing
         from featx.choosing.search import Search
         from featx.estimators.named_recipes import check_recipes
 
@@ -231,13 +236,15 @@ class TransferClassifier(ClassifierMixin, NetworkEstimator):  # type: ignore[mis
         if groups is not None:
             check_consistent_length(range(len(labels)), groups)
             groups = np.asarray(groups)
-        self._task(labels, rows, weights, groups, cv, scorer, seed)  # raises before the first image is read
+        self._task(labels, rows, weights, groups, cv, scorer, seed).check()  # before the first image is read
         context = self._init_callback_context()
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
         with self._store() as store:
             images, good = self._images(_chosen(self._plain(X), rows, len(items)), items.take(rows.tolist()), store)
             task = self._task(labels, rows[good], weights, groups, cv, scorer, seed)
-            search = Search(task, Budget.from_now(self.time_budget), told=self._tell, n_images=lambda: TALLY.n_images)
+            follower = self._follower or (Printing() if self.verbose else Follower())
+            budget = Budget.from_now(self.time_budget)
+            search = Search(task, budget, follower=follower, n_images=lambda: TALLY.n_images)
             best = search.run(self._recipes(wanted, images, seed), with_mean=("mean", None) in wanted)
             estimators = search.refit(best)
         self._be_fitted(task, search, best, estimators)
@@ -406,12 +413,6 @@ class TransferClassifier(ClassifierMixin, NetworkEstimator):  # type: ignore[mis
 
         state = np.random.RandomState(seed) if self._fixed() is None else self._fixed()
         return recipes_of(wanted, images, {**self._common(FineTuneClassifier), "random_state": state})
-
-    def _tell(self, row: dict[str, Any]) -> None:
-        if self.verbose:
-            from featx.choosing.search import told
-
-            print(told(row))
 
     def _be_fitted(self, task: Task, search: Search, best: Entry, estimators: list[Any]) -> None:
         from featx.estimators.recipes import Mean

@@ -115,27 +115,27 @@ def contents_of(found: Found) -> Contents:
     """Predict every photo by a classifier that did not learn from it, with the best choice, and gather pictures."""
     best = found.best
     extractor = found.extractors[best.backbone].set_params(layers=best.layer, pooling=best.pooling, verbose=0)
-    rows = extractor.transform([*found.paths])  # from the cache
-    proba = probabilities_of(rows, found.y, found.folds, best.C)
+    rows = extractor.transform([*found.photos.paths])  # from the cache
+    proba = probabilities_of(rows, found.photos.y, found.folds, best.C)
     classes = np.asarray(found.classes)
     predicted, confidence = classes[proba.argmax(axis=1)], proba.max(axis=1)
-    items = extractor._items([*found.paths], reset=False, in_full=True)
+    items = extractor._items([*found.photos.paths], reset=False, in_full=True)
 
     def picture(row: int) -> Picture:
-        return _picture(thumbnail(items, row), _name(found.paths[row], found.folder))
+        return _picture(thumbnail(items, row), _name(found.photos.paths[row], found.source.folder))
 
-    wrong = np.flatnonzero(predicted != found.y)
+    wrong = np.flatnonzero(predicted != found.photos.y)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_MOST_MISTAKES].tolist()
     return Contents(
-        confusion_matrix(found.y, predicted, labels=classes),
-        [Mistake(picture(row), str(found.y[row]), str(predicted[row]), float(confidence[row])) for row in worst],
+        confusion_matrix(found.photos.y, predicted, labels=classes),
+        [Mistake(picture(row), str(found.photos.y[row]), str(predicted[row]), float(confidence[row])) for row in worst],
         [
             Neighbourhood(
                 picture(query),
-                str(found.y[query]),
-                [(picture(row), str(found.y[row]), distance) for row, distance in nearest],
+                str(found.photos.y[query]),
+                [(picture(row), str(found.photos.y[row]), distance) for row, distance in nearest],
             )
-            for query, nearest in _nearest(rows, _typical(found.y, predicted, confidence))
+            for query, nearest in _nearest(rows, _typical(found.photos.y, predicted, confidence))
         ],
     )
 
@@ -181,31 +181,35 @@ def code_of(found: Found) -> str:
         typed = _typed(file, found.command)
         params["weights"] = (typed, address[1]) if isinstance(address, tuple) else typed
     listed = "".join(f", {name}={value!r}" for name, value in (params | {"cache": found.cached or None}).items())
-    classes = "" if found.class_folders is None else f", classes={found.class_folders!r}"
-    data = ("photos.data[good]", "photos.target[good]") if found.broken else ("photos.data", "photos.target")
-    lines = [
+    imports, lines = found.source.code
+    packages = [
         "from sklearn.linear_model import LogisticRegression",
         "from sklearn.model_selection import StratifiedKFold, cross_val_score",
         "from sklearn.pipeline import make_pipeline",
         "from sklearn.preprocessing import StandardScaler",
+    ]
+    code = [
+        *packages,
+        *imports,
+        "from featx import PretrainedFeatureExtractor",
         "",
-        "from featx import PretrainedFeatureExtractor, load_image_folder",
-        "",
-        f"photos = load_image_folder({found.folder!r}{classes}, shuffle=False)",
+        *lines,
         *_leaving_out(found),
         f"features = PretrainedFeatureExtractor({best.backbone!r}{listed})",
         f"model = make_pipeline(features, StandardScaler(), LogisticRegression(C={best.C:g}, max_iter=5000))",
         f"folds = StratifiedKFold({found.folds.n_splits}, shuffle=True, random_state=0)",
-        f"print(cross_val_score(model, {', '.join(data)}, cv=folds).mean())  # {best.accuracy:.3f}",
+        f"print(cross_val_score(model, paths, labels, cv=folds).mean())  # {best.accuracy:.3f}",
     ]
-    return shown("\n".join(lines))
+    return shown("\n".join(code))
 
 
 def _leaving_out(found: Found) -> list[str]:
     if not found.broken:
         return []
     broken = sorted(photo.path for photo in found.broken)
-    return ["good = [path not in {", *(f"    {path!r}," for path in broken), "} for path in photos.data]"]
+    lines = ["broken = {", *(f"    {path!r}," for path in broken), "}"]
+    lines += ["good = [row for row, path in enumerate(paths) if path not in broken]"]
+    return [*lines, "paths, labels = [paths[row] for row in good], labels[good]"]
 
 
 def _typed(file: str, command: Sequence[str]) -> str:
@@ -217,5 +221,5 @@ def _typed(file: str, command: Sequence[str]) -> str:
 
 def about_photos(found: Found) -> list[dict[str, Any]]:
     """How many photos each class has."""
-    labels, counts = np.unique(found.y, return_counts=True)
+    labels, counts = np.unique(found.photos.y, return_counts=True)
     return [{"label": label, "n": n} for label, n in zip(labels.tolist(), counts.tolist(), strict=True)]

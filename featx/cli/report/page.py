@@ -25,7 +25,7 @@ _MOST_CLASSES, _MOST_PAIRS = 25, 30
 _PACKAGES = ("scikit-learn", "torch", "torchvision")
 
 
-def check_can_report() -> None:
+def check_can_report(command: str) -> None:
     """Raise where what draws a report is missing, before anything is computed.
 
     Raises
@@ -33,7 +33,7 @@ def check_can_report() -> None:
     ImportError
         Says what to install.
     """
-    check_matplotlib("featx search --report")
+    check_matplotlib(command)
 
 
 def write_report(found: Found, path: Path) -> None:
@@ -70,13 +70,13 @@ def _words(found: Found) -> dict[str, Any]:
         for label, row in zip(classes, contents.confusion, strict=True)
     ]
     return {
-        "folder": os.path.basename(os.path.realpath(found.folder)) or found.folder,
+        "folder": os.path.basename(os.path.realpath(found.source.path)) or found.source.path,
         "best": found.best,
         "ranked": list(enumerate(found.ranked, 1)),
         "n_shown": _MOST_ROWS,
         "n_folds": found.folds.n_splits,
         "photos": about_photos(found),
-        "n_photos": len(found.paths),
+        "n_photos": len(found.photos.paths),
         "broken": [(photo.path, photo.reason) for photo in found.broken],
         "curves": [(name, curve) for name in found.extractors if (curve := _curve(found, name))],
         "classes": classes,
