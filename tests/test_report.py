@@ -183,7 +183,7 @@ def test_nearest_photos_are_nearest_and_thumbnails_show_them(found: Found, photo
     features = PretrainedFeatureExtractor(best.backbone, layers=best.layer, pooling=best.pooling)
     rows = features.transform(found.photos.paths)
     _, predicted, confidence = predictions_of(photos, asdict(best))
-    right = np.where(found.classes == found.y[:, None], 1, 0).argmax(axis=1) == predicted
+    right = np.where(found.classes == found.photos.y[:, None], 1, 0).argmax(axis=1) == predicted
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     names = [os.path.relpath(path, photos) for path in found.photos.paths]
     page = (tmp_path / "report.html").read_text()
@@ -193,7 +193,7 @@ def test_nearest_photos_are_nearest_and_thumbnails_show_them(found: Found, photo
         seen = Page(_as_file(tmp_path, gallery))
         alts = [str(image["alt"]) for image in seen.images()]
         query, *nearest = [names.index(alt.split(": ", 1)[1]) for alt in alts]
-        rivals = np.flatnonzero(right & (found.y == found.y[query]))
+        rivals = np.flatnonzero(right & (found.photos.y == found.photos.y[query]))
         assert query == rivals[confidence[rivals].argmax()]
         shown = [float(distance) for distance in re.findall(r"distance (\d\.\d\d)", seen.text)]
         np.testing.assert_allclose(shown, 1 - rows[nearest] @ rows[query], atol=0.006)
@@ -245,7 +245,8 @@ def test_python_in_the_report_names_weights_as_they_were_typed(
 
 
 def with_label(found: Found, label: str) -> Found:
-    return replace(found, y=np.where(found.y == "blue", label, found.y))
+    y = np.where(found.photos.y == "blue", label, found.photos.y)
+    return replace(found, photos=replace(found.photos, y=y))
 
 
 def test_strangers_words_stay_text(found: Found, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from featx.cli.layers import layers
 from featx.cli.options import example
 from featx.cli.outcomes import Program
 from featx.cli.predict import predict
+from featx.cli.score import score
 from featx.cli.search import search
 from featx.cli.similar import similar
 from featx.cli.versions import versions
@@ -45,5 +46,5 @@ def featx() -> None:
     """
 
 
-for _command in (check, layers, fit, predict, search, extract, similar, cache, demo):
+for _command in (check, layers, fit, predict, score, search, extract, similar, cache, demo):
     featx.add_command(_command)

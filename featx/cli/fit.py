@@ -14,7 +14,9 @@ from sklearn.metrics import get_scorer_names
 from featx.backbones.addresses import path_in
 from featx.cli.files import OutputFile
 from featx.cli.findings import Findings, Photo
+from featx.cli.found import as_typed
 from featx.cli.kinds import KINDS
+from featx.cli.measures import OfClasses
 from featx.cli.models import SAFE, networks_of, save_model
 from featx.cli.options import (
     Columns,
@@ -33,7 +35,7 @@ from featx.cli.options import (
     with_reading,
 )
 from featx.cli.outcomes import Console
-from featx.cli.sources import TASKS, Labelled, source_of
+from featx.cli.sources import TASKS, Labelled, Source, source_of
 from featx.cli.ways import FOLDS, FOLDS_TUNED, Learnt, OnFeatures, Searched, Settings, Tuned, Way
 from featx.store import Session
 from featx.system.interrupts import Interrupts
@@ -161,6 +163,8 @@ def fit(
             "Type --fine-tune too, or name the model .joblib."
         )
     if report is not None:
+        if task != TASKS[0]:
+            raise click.UsageError("Classes are expected with --report, got --task regression.")
         from featx.cli.report import check_can_report
 
         check_can_report("featx fit --report")
@@ -172,12 +176,17 @@ def fit(
         save_model(learnt.model, output)
         if not console.quiet:
             _tell_copies(first, learnt.photos, Session(store), machine, console)
+        if report is not None:
+            _report(learnt, source, report, console)
         result = learnt.result | settings.kind.about(learnt.photos.y) | {"n_used": len(learnt.photos.y)}
         console.say(f"{_told(learnt, settings)}\nModel: {output}")
+        if report is not None:
+            console.say(f"Report: {report}")
         if os.path.isfile(weights := path_in(weights_of(reading.weights))):
             console.say(f"It reads {weights}, which must stay there.")
         console.advise(f"Next: featx predict {output} FOLDER -o labels.csv")
-        console.finish(result | {"model": str(output)}, len(labelled.paths))
+        where = {"model": str(output), "report": None if report is None else str(report)}
+        console.finish(result | where, len(labelled.paths))
 
 
 def _way(
@@ -218,6 +227,27 @@ def _way(
             + (f" Did you mean {near[0]}?" if near else "")
         )
     return Searched(settings, scoring, 60.0 * _MINUTES if time_budget is None else time_budget)
+
+
+def _report(learnt: Learnt, source: Source, path: Path, console: Console) -> None:
+    from featx.cli.report import ModelReport, write_model_report
+
+    result = learnt.result
+    report = ModelReport(
+        f"What was learnt of {os.path.basename(os.path.realpath(source.path)) or source.path}",
+        f"By {result['backbone']}, {learnt.how}. Each photo is predicted by a model that did not learn from it; the "
+        "choice was made by these photos, too, so that others tell more (featx score).",
+        learnt.model,
+        learnt.judged,
+        OfClasses.of(learnt.judged),
+        source.folder,
+        as_typed(click.get_current_context().obj or ["fit"]),
+        tuple(console.broken),
+        result.get("leaderboard", ()),
+        result.get("recipe", ""),
+        learnt.how,
+    )
+    write_model_report(report, path)
 
 
 def _tell_copies(network: Any, photos: Labelled, session: Session, machine: Machine, console: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 import click
@@ -60,3 +61,8 @@ def closed_folders(errors: Iterable[OSError]) -> list[Broken]:
 def typed_classes(path: str, classes: Sequence[str]) -> str:
     """A folder and its classes, as one types them."""
     return typed([path, "--classes", listed(classes)])
+
+
+def spelt(name: str) -> str:
+    """A name in one spelling: macOS takes accents apart."""
+    return unicodedata.normalize("NFC", name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from featx.cli.files import OutputFile, write_csv
 from featx.cli.models import load_model, said_of
 from featx.cli.options import Columns, Machine, example, with_console, with_machine, with_photo_column
 from featx.cli.outcomes import Console, shown
-from featx.cli.photos import list_photos
+from featx.cli.photos import list_photos, spelt
 
 _MOST = 10  # names that a message shows
 
@@ -103,8 +102,8 @@ def _true_classes(photos: Sequence[str], paths: Sequence[str], model: Any) -> li
         raise click.UsageError(
             f"One folder with one subfolder per class is expected with --score, got {' '.join(photos)}."
         )
-    classes = [_spelt(str(name)) for name in getattr(model, "classes_", [])]
-    truth = [_spelt(os.path.relpath(path, folder).split(os.sep)[0]) for path in paths]
+    classes = [spelt(str(name)) for name in getattr(model, "classes_", [])]
+    truth = [spelt(os.path.relpath(path, folder).split(os.sep)[0]) for path in paths]
     if others := sorted({*truth} - {*classes}):
         raise click.ClickException(
             f"Subfolders of the model's classes ({', '.join(classes[:_MOST])}) alone are expected with --score, got "
@@ -113,13 +112,8 @@ def _true_classes(photos: Sequence[str], paths: Sequence[str], model: Any) -> li
     return truth
 
 
-def _spelt(name: str) -> str:
-    """A name in one spelling: macOS takes accents apart."""
-    return unicodedata.normalize("NFC", name)
-
-
 def _scored(labels: Sequence[Any], truth: Sequence[str]) -> dict[str, Any]:
-    right = [_spelt(str(label)) == name for label, name in zip(labels, truth, strict=True) if label is not None]
+    right = [spelt(str(label)) == name for label, name in zip(labels, truth, strict=True) if label is not None]
     return {"accuracy": sum(right) / len(right), "n_right": sum(right)}
 
 

@@ -18,10 +18,11 @@ from featx.backbones.addresses import path_in, plain_address
 from featx.choosing.probes import probabilities_of
 from featx.cli.found import Found
 from featx.cli.outcomes import shown
+from featx.images.remote import is_url
 from featx.plots.pictures import thumbnail
 
 # Thumbnails at most: a report is to be mailed. They are some 7 kB each.
-_MOST_MISTAKES, _MOST_QUERIES, _N_NEAREST = 24, 8, 5
+MOST_MISTAKES, _MOST_QUERIES, _N_NEAREST = 24, 8, 5
 _JPEG_QUALITY = 80
 
 
@@ -54,13 +55,16 @@ class Mistake:
     picture : Picture
     true, predicted : str
     confidence : float
-        Probability of the predicted class, in 0..1.
+        Probability of the predicted class, in 0..1; NaN where the model gives none.
+    map : Picture or None
+        What speaks for the predicted class and for the true one, where a model can tell.
     """
 
     picture: Picture
     true: str
     predicted: str
     confidence: float
+    map: Picture | None = None
 
 
 @dataclass(frozen=True)
@@ -122,10 +126,10 @@ def contents_of(found: Found) -> Contents:
     items = extractor._items([*found.photos.paths], reset=False, in_full=True)
 
     def picture(row: int) -> Picture:
-        return _picture(thumbnail(items, row), _name(found.photos.paths[row], found.source.folder))
+        return picture_of(thumbnail(items, row), name_of(found.photos.paths[row], found.source.folder))
 
     wrong = np.flatnonzero(predicted != found.photos.y)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_MOST_MISTAKES].tolist()
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:MOST_MISTAKES].tolist()
     return Contents(
         confusion_matrix(found.photos.y, predicted, labels=classes),
         [Mistake(picture(row), str(found.photos.y[row]), str(predicted[row]), float(confidence[row])) for row in worst],
@@ -159,14 +163,18 @@ def _nearest(rows: np.ndarray, queries: list[int]) -> list[tuple[int, list[tuple
     ]
 
 
-def _picture(pixels: np.ndarray, name: str) -> Picture:
+def picture_of(pixels: np.ndarray, name: str) -> Picture:
+    """Pixels (height, width, 3), uint8, as a JPEG inside the page."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     height, width = pixels.shape[:2]
     return Picture(name, f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}", width, height)
 
 
-def _name(path: str, folder: str) -> str:
+def name_of(path: str, folder: str) -> str:
+    """Of a photo, from its folder on; URLs stay whole."""
+    if is_url(path):
+        return path
     return shown(os.path.relpath(path, folder))
 
 

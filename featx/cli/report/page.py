@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import base64
-import os
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from featx._version import __version__
 from featx.cli.found import Found, as_typed
 from featx.cli.outcomes import shown
 from featx.cli.report.charts import layer_curve
 from featx.cli.report.contents import about_photos, code_of, contents_of
+from featx.cli.report.model import ModelReport, basename, mistakes_of
 from featx.plots.display import check_matplotlib
 from featx.system.writing import replacing
 
@@ -45,12 +47,50 @@ def write_report(found: Found, path: Path) -> None:
     path : Path
         A file, which appears whole or not at all.
     """
-    page = shown(_template().render(**_words(found)))  # names of classes, too, may be no text
+    page = shown(_template("search.html").render(**_words(found)))  # names of classes, too, may be no text
     with replacing(path) as part:
         part.write_text(page, encoding="utf-8")
 
 
-def _template() -> Any:
+def write_model_report(report: ModelReport, path: Path) -> None:
+    """Write what there is to tell of one model, in the same way."""
+    shown_mistakes, no_maps = mistakes_of(report)
+    measures, classes = report.measures, [each.label for each in report.measures.classes]
+    words = {
+        "title": report.title,
+        "lead": report.lead,
+        "measures": measures,
+        "leaderboard": report.leaderboard,
+        "best": report.best,
+        "chosen": report.chosen,
+        "classes": classes,
+        "matrix": _matrix(classes, measures.confusion),
+        "confused": measures.confused(_MOST_PAIRS),
+        "shown": shown_mistakes,
+        "no_maps": no_maps,
+        "n_wrong": measures.n_photos - measures.n_right,
+        "broken": [(photo.path, photo.reason) for photo in report.broken],
+        "command": report.command,
+        **_date(),
+    }
+    page = shown(_template("model.html").render(**words))
+    with replacing(path) as part:
+        part.write_text(page, encoding="utf-8")
+
+
+def _matrix(classes: Sequence[str], confusion: np.ndarray) -> list[tuple[str, list[tuple[int, float]]]] | None:
+    """Numbers and shares of each row; None where there are too many to be seen."""
+    rows = zip(classes, confusion, strict=True)
+    found = [(label, [(int(n), n / max(1, row.sum())) for n in row]) for label, row in rows]
+    return found if len(classes) <= _MOST_CLASSES else None
+
+
+def _date() -> dict[str, Any]:
+    versions = [("featx", __version__), *((name, version(name)) for name in _PACKAGES)]
+    return {"versions": versions, "date": time.strftime("%Y-%m-%d")}
+
+
+def _template(name: str) -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -60,17 +100,13 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html")
+    return environment.get_template(name)
 
 
 def _words(found: Found) -> dict[str, Any]:
     contents, classes = contents_of(found), found.classes
-    matrix = [
-        (label, [(int(n), n / max(1, row.sum())) for n in row])
-        for label, row in zip(classes, contents.confusion, strict=True)
-    ]
     return {
-        "folder": os.path.basename(os.path.realpath(found.source.path)) or found.source.path,
+        "folder": basename(found.source.path),
         "best": found.best,
         "ranked": list(enumerate(found.ranked, 1)),
         "n_shown": _MOST_ROWS,
@@ -80,15 +116,14 @@ def _words(found: Found) -> dict[str, Any]:
         "broken": [(photo.path, photo.reason) for photo in found.broken],
         "curves": [(name, curve) for name in found.extractors if (curve := _curve(found, name))],
         "classes": classes,
-        "matrix": matrix if len(classes) <= _MOST_CLASSES else None,
+        "matrix": _matrix(classes, contents.confusion),
         "confused": contents.confused(classes, _MOST_PAIRS),
         "contents": contents,
         "efforts": found.efforts,
         "command": as_typed(found.command),
         "next_command": as_typed(found.next_command),
         "code": code_of(found),
-        "versions": [("featx", __version__), *((name, version(name)) for name in _PACKAGES)],
-        "date": time.strftime("%Y-%m-%d"),
+        **_date(),
     }
 
 
