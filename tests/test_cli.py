@@ -756,7 +756,10 @@ def test_readmes_commands_and_lines_for_own_photos_run(
     text = re.sub("resnet18,mobilenet_v3_small|resnet18|resnet50", "featx_micro", readme.read_text())
     monkeypatch.chdir(tmp_path)
     shutil.copytree(photos / "red", tmp_path / "new")
+    shutil.copytree(photos, tmp_path / "val")
     shutil.copy(photos / "red" / "0.jpg", tmp_path / "query.jpg")
+    rows = [f"{path.relative_to(photos)},{path.parent.name}" for path in sorted(photos.glob("*/*"))]
+    (tmp_path / "breeds.csv").write_text("\n".join(["file,breed", *rows]))
     (block,) = re.findall(r"^```sh\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     commands = [
         shlex.split(line.replace("--local-workers 4", "--local-workers 1"), comments=True)
@@ -766,8 +769,15 @@ def test_readmes_commands_and_lines_for_own_photos_run(
     for program, name, *words in commands:
         assert program == "featx"
         if name != "demo":
-            run(name, *words, *(MICRO if name in ("fit", "extract") else ()))
-    for made in ("report.html", "model.joblib", "labels.csv", "features.parquet", "features/manifest.json"):
+            run(name, *words, *(MICRO if name in ("fit", "extract") else ()), *(["--quick"] * (name == "fit")))
+    for made in (
+        "report.html",
+        "model.joblib",
+        "labels.csv",
+        "score.html",
+        "features.parquet",
+        "features/manifest.json",
+    ):
         assert (tmp_path / made).exists()
     first, *_ = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     own, splits = re.findall(r"^```py\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)

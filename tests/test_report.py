@@ -244,6 +244,47 @@ def test_python_in_the_report_names_weights_as_they_were_typed(
     assert "--weights last.ckpt#ema" in page.blocks[-2].replace("'", "")
 
 
+def fit(*words: str) -> dict[str, Any]:
+    result = runner().invoke(command_line, ["fit", *words, "--json"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("how", ["--quick", "--fine-tune", "search"])
+def test_report_of_a_model_shows_where_it_looked_and_what_was_tried(how: str, photos: Path, tmp_path: Path) -> None:
+    (photos / "blue" / "broken.jpg").write_bytes(b"none")
+    more = {"--quick": ["--quick"], "--fine-tune": ["--fine-tune", "--epochs", "1"], "search": ["--time-budget", "0"]}
+    report = tmp_path / "report.html"
+    words = [str(photos), "-o", str(tmp_path / "m.joblib"), "--backbone", "featx_micro"]
+    found = fit(*words, *more[how], "--report", str(report))
+    assert found["report"] == str(report)
+    page = Page(report)
+    right, n = map(int, re.search(r"(\d+) of (\d+) photos, and 1 that could not be read", page.text).groups())  # type: ignore[union-attr]
+    if how == "search":  # by as many folds as there was time for
+        for row in found["leaderboard"]:
+            assert row["recipe"] in page.text
+            assert row["not_tried"] in page.text
+        assert found["reason"] in page.text
+    else:
+        assert n == 32
+        assert right / n == pytest.approx(found["accuracy"], abs=0.03)  # folds may be of several sizes
+    maps = [image for image in page.images() if image.get("class") == "map"]
+    assert n > right
+    # The penultimate layer of this network, which the search has no time to leave, is the maximum over places.
+    assert len(maps) == (0 if how == "search" else n - right)
+    assert {str(image["alt"]) for image in maps} <= {
+        "What speaks for blue, and for red & <b>",
+        "What speaks for red & <b>, and for blue",
+    }
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object"}
+    assert " ".join(HOSTILE.split()) in page.text
+    # Where no map can be drawn it is said once.
+    fit(*words, "--layers", "0,1", "--pooling", "max", "--report", str(report))
+    page = Page(report)
+    assert page.text.count("Where the model looked can be shown of") == 1
+    assert not [image for image in page.images() if image.get("class") == "map"]
+
+
 def with_label(found: Found, label: str) -> Found:
     y = np.where(found.photos.y == "blue", label, found.photos.y)
     return replace(found, photos=replace(found.photos, y=y))
@@ -423,10 +464,15 @@ def test_report_opens_alone_on_every_screen(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_report_can_be_read_by_all(browser: Any, found: Found, tmp_path: Path, scheme: str) -> None:
+@pytest.mark.parametrize("of", ["search", "model"])
+def test_report_can_be_read_by_all(browser: Any, found: Found, tmp_path: Path, scheme: str, of: str) -> None:
     """No rule of axe is broken: names of pictures, order of headings, contrast, tables, scrolling by keyboard."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    write_report(with_label(found, SCRIPT), tmp_path / "report.html")
+    if of == "search":
+        write_report(with_label(found, SCRIPT), tmp_path / "report.html")
+    else:
+        words = [found.source.path, "-o", str(tmp_path / "m.joblib"), "--backbone", "featx_micro", "--time-budget", "0"]
+        fit(*words, "--report", str(tmp_path / "report.html"))
     page, _ = open_page(browser, tmp_path / "report.html", scheme, WIDTHS["phone"], bypass_csp=True)
     broken = axe.run(page).response["violations"]
     assert not [(rule["id"], rule["nodes"][0]["html"]) for rule in broken]

@@ -339,8 +339,11 @@ def test_nothing_is_left_of_the_search(tmp_path: Any) -> None:
 def test_a_tuned_winner_is_saved_as_one(tmp_path: Any) -> None:
     fitted = model([("last", tuned(freeze=-1))]).fit(X, Y)
     fitted.save(tmp_path / "model.safetensors")
-    loaded = FineTuneClassifier.load(tmp_path / "model.safetensors")
-    np.testing.assert_allclose(loaded.predict_proba(X), fitted.predict_proba(X), rtol=1e-6)
+    for kind in (TransferClassifier, FineTuneClassifier):
+        loaded = kind.load(tmp_path / "model.safetensors")
+        assert type(loaded) is kind
+        np.testing.assert_allclose(loaded.predict_proba(X), fitted.predict_proba(X), rtol=1e-6)
+        assert loaded.classes_.tolist() == fitted.classes_.tolist()
     with pytest.raises(TypeError, match="joblib"):
         model(["probe"]).fit(X, Y).save(tmp_path / "other.safetensors")
     assert not (tmp_path / "other.safetensors").exists()

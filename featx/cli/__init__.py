@@ -5,9 +5,10 @@ words into estimators and stores, and lets them work.
 
 Open ``commands.py`` first (which commands there are), then any one of them, such as ``fit.py`` or ``predict.py``:
 one file each. They share ``options.py`` (words into settings), ``outcomes.py`` (how a command ends: what it prints,
-and its exit code), ``photos.py`` (which files are meant), ``models.py`` (files of fitted models) and ``files.py``
-(tables). ``search.py`` stands on ``scoring.py`` and ``found.py``, ``check.py`` on ``findings.py``; ``report/``
-makes the HTML page of a search.
+and its exit code), ``photos.py`` (which files are meant), ``sources.py`` (labelled photos, from folders or by
+``tables.py``), ``models.py`` (files of fitted models) and ``files.py`` (what is written). ``fit.py`` stands on
+``ways.py`` (how to learn) and ``kinds.py`` (what: classes, numbers), ``search.py`` on ``scoring.py`` and ``found.py``,
+``score.py`` on ``judged.py`` and ``measures.py``, ``check.py`` on ``findings.py``; ``report/`` makes the HTML pages.
 
 No law begins here; commands keep those of the rooms below. What is left out or cannot be read is listed once at the
 end, and a file is written whole or not at all (featx/system/writing.py).

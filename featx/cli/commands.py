@@ -41,8 +41,8 @@ def _tell_versions(context: click.Context, _: click.Parameter, asked: bool) -> N
 def featx() -> None:
     """Transfer learning with your own photos: pretrained networks, without a line of code.
 
-    Photos lie in folders, for learning in one subfolder per class. Exit codes: 0 fine, 1 an error, told in one line,
-    2 wrong usage, 130 interrupted.
+    Photos lie in folders, for learning in one subfolder per class, or are named by a table. Exit codes: 0 fine, 1 an
+    error, told in one line, 2 wrong usage, 130 interrupted.
     """
 
 

@@ -263,13 +263,13 @@ def _tell_copies(network: Any, photos: Labelled, session: Session, machine: Mach
 
 
 def _told(learnt: Learnt, settings: Settings) -> str:
-    result, kind = learnt.result, settings.kind
-    score = result["scoring"]
+    result = learnt.result
+    score, n, of = result["scoring"], result["folds"], result["of_folds"]
+    folds = f"{n}-fold cross-validation" if n == of else f"{n} of {of} folds of a cross-validation"
     return (
-        f"{len(learnt.photos.y)} photos {kind.told(learnt.photos.y)}\n"
+        f"{len(learnt.photos.y)} photos {settings.kind.told(learnt.photos.y)}\n"
         f"{settings.backbone}, {learnt.how}\n"
-        f"{score[0].upper() + score[1:]} {result[score]:.3f} +- {result['spread']:.3f} ({result['folds']}-fold "
-        "cross-validation)"
+        f"{score[0].upper() + score[1:]} {result[score]:.3f} +- {result['spread']:.3f} ({folds})"
     )
 
 

@@ -32,7 +32,7 @@ _LEAD = "What the model says of photos, beside what they are."
 
 @click.command(
     short_help="Say how good a model is on photos that it has not seen.",
-    epilog=example("featx score model.joblib val/ --report score.html"),
+    epilog=example("featx score model.joblib new/ --report score.html"),
 )
 @click.argument("model", type=click.Path(exists=True, dir_okay=False))
 @click.argument("photos", type=click.Path(exists=True))

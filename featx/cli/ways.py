@@ -254,7 +254,7 @@ class Searched:
         return Learnt(
             model,
             used,
-            result | _scored(kind, best.scores(search.task), score),
+            result | _scored(kind, best.scores(search.task), score, len(search.task.folds)),
             f"{' '.join(filter(None, [best.name, mine['choice']]))}: {search.reason()}",
             _judged_by_folds(search, best, used),
         )
@@ -300,10 +300,11 @@ def _usual_layers(extractor: Any) -> list[str | int]:
     return ["penultimate", -2] if readable else ["penultimate"]
 
 
-def _scored(kind: Kind, found: np.ndarray, score: str | None = None) -> dict[str, Any]:
-    """Score and spread for JSON, under the score's own name."""
+def _scored(kind: Kind, found: np.ndarray, score: str | None = None, of_folds: int | None = None) -> dict[str, Any]:
+    """Score and spread for JSON, under the score's own name, over the folds that were judged, which may not be all."""
     name = score or kind.score
-    return {"scoring": name, name: float(found.mean()), "spread": float(found.std()), "folds": len(found)}
+    folds = {"folds": len(found), "of_folds": of_folds or len(found)}
+    return {"scoring": name, name: float(found.mean()), "spread": float(found.std())} | folds
 
 
 def _announce(what: str, console: Console) -> None:

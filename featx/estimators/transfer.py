@@ -307,12 +307,11 @@ class TransferClassifier(ClassifierMixin, NetworkEstimator):  # type: ignore[mis
         return scores_of(self.predict_proba(X), self._multilabel)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write what has won as safetensors, where that is one tuned network: :meth:`FineTuneClassifier.load` reads it.
+        """Write what has won as safetensors, where that is one tuned network; FineTuneClassifier can load it, too.
 
         Parameters
         ----------
         path : str or path
-            File to write, usually ``.safetensors``.
 
         Raises
         ------
@@ -326,6 +325,26 @@ class TransferClassifier(ClassifierMixin, NetworkEstimator):  # type: ignore[mis
                 'joblib.dump, or leave other names out of recipes, as in recipes=["last-two"].'
             )
         self.estimator_.save(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TransferClassifier:
+        """A fitted estimator from a file that :meth:`save` wrote, which holds the network alone: without a leaderboard.
+
+        Parameters
+        ----------
+        path : str or path
+
+        Raises
+        ------
+        WeightsError
+            The file is something else.
+        """
+        network = FineTuneClassifier.load(path)
+        loaded = cls(**{name: getattr(network, name) for name in (*_SHARED, "random_state")})
+        known = ("classes_", "_multilabel", "n_features_in_", "feature_names_in_")
+        vars(loaded).update({name: value for name, value in vars(network).items() if name in known})
+        loaded.estimator_ = network
+        return loaded
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Score of images by ``scoring``, or the accuracy; a missing label is an error."""
