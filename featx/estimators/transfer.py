@@ -31,12 +31,13 @@ if TYPE_CHECKING:
     from featx.estimators.recipes import Images
     from featx.training.classification import Labels
 
-# Parameters that the recipes' estimators take over.
+# Parameters that the recipes' estimators take over, and what a fitted network knows.
 _SHARED = (
     *("backbone", "weights", "pooling", "grid", "image_shape", "pixel_range", "fourth_band", "preprocess"),
     *("image_size", "decode", "max_pixels", "storage_options", "views", "device", "precision", "engine"),
     *("batch_size", "n_jobs", "cache"),
 )
+_OF_NETWORK = ("classes_", "_multilabel", "n_features_in_", "feature_names_in_")
 
 
 def _gives_probabilities(transfer: Any) -> bool:
@@ -226,12 +227,13 @@ class TransferClassifier(ClassifierMixin, NetworkEstimator):  # type: ignore[mis
         from featx.choosing.following import Follower, Printing
         from featx.choosing.search import Search
         from featx.estimators.named_recipes import check_recipes
+        from featx.training.classification import Labels
 
         wanted, scorer = check_recipes(self.recipes), self._scorer()
         cv = [*self.cv] if isinstance(self.cv, Iterator) else self.cv  # looked at twice
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         items = self._items(X, reset=True)
-        labels = self._labels(y)
+        labels = Labels.of(type(self).__name__, y)
         rows, weights = self._used(items, labels, sample_weight, scorer)
         if groups is not None:
             check_consistent_length(range(len(labels)), groups)
@@ -316,12 +318,12 @@ class TransferClassifier(ClassifierMixin, NetworkEstimator):  # type: ignore[mis
         Raises
         ------
         TypeError
-            Something else has won; joblib writes all of it.
+            Something else has won.
         """
         check_is_fitted(self)
         if not isinstance(self.estimator_, FineTuneClassifier):
             raise TypeError(
-                f"One tuned network is expected, got {self.best_recipe_!r} as the best recipe. Write it with "
+                f"One tuned network is expected, got {type(self.estimator_).__name__} as what has won. Write it with "
                 'joblib.dump, or leave other names out of recipes, as in recipes=["last-two"].'
             )
         self.estimator_.save(path)
@@ -340,9 +342,8 @@ class TransferClassifier(ClassifierMixin, NetworkEstimator):  # type: ignore[mis
             The file is something else.
         """
         network = FineTuneClassifier.load(path)
-        loaded = cls(**{name: getattr(network, name) for name in (*_SHARED, "random_state")})
-        known = ("classes_", "_multilabel", "n_features_in_", "feature_names_in_")
-        vars(loaded).update({name: value for name, value in vars(network).items() if name in known})
+        loaded = cls(**{name: getattr(network, name) for name in _SHARED})
+        loaded.__dict__.update({name: value for name, value in vars(network).items() if name in _OF_NETWORK})
         loaded.estimator_ = network
         return loaded
 
@@ -363,11 +364,6 @@ class TransferClassifier(ClassifierMixin, NetworkEstimator):  # type: ignore[mis
     def _scorer(self) -> Any:
         """None for accuracy."""
         return None if self.scoring in (None, "accuracy") else check_scoring(self, self.scoring)
-
-    def _labels(self, y: Any) -> Labels:
-        from featx.training.classification import Labels
-
-        return Labels.of(type(self).__name__, y)
 
     def _used(
         self, items: Items, labels: Labels, sample_weight: Any, scorer: Any
