@@ -265,7 +265,7 @@ def test_options_of_tables_and_of_folders_are_not_mixed(frame: pd.DataFrame, tmp
 def test_numbers_are_learnt_and_scored(frame: pd.DataFrame, tmp_path: Path) -> None:
     table = write(frame, tmp_path / "data" / "t.csv")
     words = ["fit", table, "--image", "file", "--label", "kg", "--task", "regression", *MICRO]
-    for ending, how in (("joblib", ()), ("safetensors", ("--fine-tune", "--epochs", 2, "--folds", 2))):
+    for ending, how in (("joblib", ("--quick",)), ("safetensors", ("--fine-tune", "--epochs", 2, "--folds", 2))):
         found = run_json(*words, "-o", f"m.{ending}", *how)
         assert found["scoring"] == "R2"
         assert found["mean"] == frame["kg"].mean()
@@ -279,6 +279,28 @@ def test_numbers_are_learnt_and_scored(frame: pd.DataFrame, tmp_path: Path) -> N
     assert "Numbers are expected in the column 'breed'" in said
     assert "'rosso, è'" in said
     assert "got one of numbers" in run("score", "m.joblib", table, *COLUMNS, "--report", "r.html", code=2).stderr
+
+
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_a_network_is_trained_for_numbers_where_that_is_better_beyond_doubt(
+    seconds: int, frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    table = write(frame, tmp_path / "data" / "t.csv")
+    words = ["fit", table, "--image", "file", "--label", "kg", "--task", "regression", *MICRO, "-o", "m.joblib"]
+    result = run(*words, "--time-budget", seconds, "--json", "--groups", "dog", "--folds", 2)
+    found = json.loads(result.stdout)
+    ridge, tuned = found["leaderboard"]
+    assert ridge["mean"] == pytest.approx(run_json(*words, "--quick", "--groups", "dog", "--folds", 2)["R2"])
+    if seconds == 0:
+        assert (tuned["n_folds"], found["recipe"]) == (0, "on features")
+        assert "takes longer than was foreseen" in tuned["not_tried"]
+    else:
+        assert tuned["n_folds"] == 2
+        gain, error = map(float, re.findall(r"-?\d[\d.e+-]*\b", found["reason"]))
+        assert found["recipe"] == ("fine-tuned" if gain > error else "on features")
+        assert found["R2"] == (tuned if gain > error else ridge)["mean"]
+    assert all(f"{row['recipe']}: " in result.stderr for row in (ridge, tuned))
+    run("predict", "m.joblib", table, "--image", "file")
 
 
 @pytest.mark.parametrize("how", ["--quick", "--fine-tune", "search"])

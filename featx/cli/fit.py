@@ -36,7 +36,7 @@ from featx.cli.options import (
 )
 from featx.cli.outcomes import Console
 from featx.cli.sources import TASKS, Labelled, Source, source_of
-from featx.cli.ways import FOLDS, FOLDS_TUNED, Learnt, OnFeatures, Searched, Settings, Tuned, Way
+from featx.cli.ways import FOLDS, FOLDS_TUNED, Learnt, OnFeatures, Searched, Settings, Tuned, TunedOrNot, Way
 from featx.store import Session
 from featx.system.interrupts import Interrupts
 
@@ -217,16 +217,17 @@ def _way(
     if quick or layers is not None:
         refuse_given(["scoring", "time_budget"], "goes with the search, and not with --quick or --layers")
         return OnFeatures(settings, layers)
+    budget = 60.0 * _MINUTES if time_budget is None else time_budget
     if settings.kind is KINDS["regression"]:
-        refuse_given(["scoring", "time_budget"], "goes with classes")
-        return OnFeatures(settings, layers)
+        refuse_given(["scoring"], "goes with classes, and not with --task regression")
+        return TunedOrNot(OnFeatures(settings, None), Tuned(settings, {}), budget)
     if scoring is not None and scoring not in get_scorer_names():
         near = get_close_matches(scoring, get_scorer_names(), n=1)
         raise click.UsageError(
             f"--scoring with a name of scikit-learn's is expected, got {scoring!r}."
             + (f" Did you mean {near[0]}?" if near else "")
         )
-    return Searched(settings, scoring, 60.0 * _MINUTES if time_budget is None else time_budget)
+    return Searched(settings, scoring, budget)
 
 
 def _report(learnt: Learnt, source: Source, path: Path, console: Console) -> None:

@@ -32,6 +32,10 @@ class Kind(Protocol):
         """What models are judged by."""
 
     @property
+    def by_fold(self) -> str:
+        """What its values of each fold are called in JSON."""
+
+    @property
     def setting(self) -> str:
         """What is chosen for a linear model on features."""
 
@@ -61,6 +65,9 @@ class Kind(Protocol):
     def scores(self, rows: np.ndarray, y: np.ndarray, folds: Any) -> np.ndarray:
         """Of linear models on features, shape (n_settings, n_folds)."""
 
+    def score_of(self, judged: Judged) -> float:
+        """Of what is judged."""
+
     def learn(self, rows: np.ndarray, y: np.ndarray, setting: float) -> Pipeline:
         """A linear model on features, fitted."""
 
@@ -71,7 +78,8 @@ class Kind(Protocol):
 class Classes:
     """One class for each photo."""
 
-    score, setting, settings, tuned = "accuracy", "C", C_VALUES, FineTuneClassifier
+    score, by_fold = "accuracy", "fold_accuracies"
+    setting, settings, tuned = "C", C_VALUES, FineTuneClassifier
 
     def about(self, y: np.ndarray) -> dict[str, Any]:
         """The classes."""
@@ -93,6 +101,10 @@ class Classes:
         """Accuracies."""
         return accuracies_of(rows, y, folds)
 
+    def score_of(self, judged: Judged) -> float:
+        """Accuracy."""
+        return float(judged.right.mean())
+
     def learn(self, rows: np.ndarray, y: np.ndarray, setting: float) -> Pipeline:
         """Standardised, then a logistic regression."""
         return learn(rows, y, setting)
@@ -106,7 +118,8 @@ class Classes:
 class Numbers:
     """A number for each photo."""
 
-    score, setting, settings, tuned = "R2", "alpha", _ALPHAS, FineTuneRegressor
+    score, by_fold = "R2", "fold_R2"
+    setting, settings, tuned = "alpha", _ALPHAS, FineTuneRegressor
 
     def about(self, y: np.ndarray) -> dict[str, Any]:
         """Their mean and standard deviation."""
@@ -134,6 +147,10 @@ class Numbers:
                 predicted = self.learn(rows[learnt], y[learnt], alpha).predict(rows[held_out])
                 found[place, fold] = r2_score(y[held_out], predicted)
         return found
+
+    def score_of(self, judged: Judged) -> float:
+        """R squared."""
+        return float(r2_score(judged.photos.y, judged.predicted))
 
     def learn(self, rows: np.ndarray, y: np.ndarray, setting: float) -> Pipeline:
         """Standardised, then a ridge regression."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 from featx.activations.engine import TALLY
 from featx.activations.trying import why_unreadable
 from featx.backbones.addresses import plain_address
+from featx.choosing.budget import Budget, OutOfTime
 from featx.choosing.following import Follower
 from featx.choosing.search import Entry, Search, told
 from featx.cli.judged import Judged, joined
@@ -23,10 +26,12 @@ from featx.cli.scoring import compute_once
 from featx.cli.sources import Labelled
 from featx.estimators.recipes import readable_layers
 from featx.estimators.transfer import TransferClassifier
+from featx.estimators.tuned_recipes import Watch
 from featx.store import FeatureStore
 from featx.system.interrupts import Interrupts
 
 FOLDS, FOLDS_TUNED = 5, 3
+_INTERRUPTED = "the search was interrupted"
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ class OnFeatures:
         return Learnt(
             make_pipeline(extractor.set_params(on_error="raise"), *(step for _, step in learner.steps)),
             used,
-            result | _scored(kind, found) | {"fold_accuracies": found.tolist()},
+            result | _scored(kind, found) | {kind.by_fold: found.tolist()},
             f"layer {layer}, {typed_poolings(pooling)} pooling, {kind.setting}={setting:g}",
             kind.judged(rows, used, folds, setting),
         )
@@ -173,6 +178,10 @@ class Tuned:
             parts.append(_judged_of(learner, used.take(held_out)))
         _announce("The model, from all photos", console)
         model.fit(X, used.y)
+        return self.learnt(model, used, np.asarray(found), parts)
+
+    def learnt(self, model: Any, used: Labelled, found: np.ndarray, parts: Sequence[Judged], **more: Any) -> Learnt:
+        """What there is to say of a fitted network, and of scores of others like it."""
         result = {
             "backbone": model.backbone,
             "layer": str(model.layers),
@@ -181,14 +190,9 @@ class Tuned:
             "epochs": model.n_iter_,
             "layers_tried": 1,
         }
-        return Learnt(
-            model,
-            used,
-            result | _scored(kind, np.asarray(found)),
-            f"layer {model.layers}, {typed_poolings(model.pooling)} pooling, freeze={model.freeze}, "
-            f"{model.n_iter_} epochs",
-            joined(parts),
-        )
+        how = f"layer {model.layers}, {typed_poolings(model.pooling)} pooling, freeze={model.freeze}, "
+        how += f"{model.n_iter_} epochs"
+        return Learnt(model, used, result | _scored(self.settings.kind, found) | more, how, joined(parts))
 
     def estimator(self, store: FeatureStore, console: Console) -> Any:
         """One that is not fitted."""
@@ -260,6 +264,71 @@ class Searched:
         )
 
 
+@dataclass(frozen=True)
+class TunedOrNot:
+    """A linear model on features, or a trained network where that is better beyond doubt.
+
+    Attributes
+    ----------
+    on_features : OnFeatures
+    tuned : Tuned
+    time_budget : float
+        Seconds beyond the first pass and the linear model.
+    """
+
+    on_features: OnFeatures
+    tuned: Tuned
+    time_budget: float
+
+    def learn(self, photos: Labelled, store: FeatureStore, console: Console, interrupts: Interrupts) -> Learnt:
+        """The network is judged by as many of the same folds as there is time for; Ctrl-C ends that."""
+        kind, began = self.on_features.settings.kind, time.monotonic()
+        first = self.on_features.learn(photos, store, console, interrupts)
+        used, model = first.photos, self.tuned.estimator(store, console)
+        folds = [*kind.folds(used, self.on_features.settings.n_folds or FOLDS).split(used.paths, used.y, used.groups)]
+        rows = [_row("on features", np.array(first.result[kind.by_fold]), time.monotonic() - began, "")]
+        console.note(told(rows[0]))
+        budget = Budget.from_now(self.time_budget)
+        parts, why = self._judged(model, used, folds, budget)
+        interrupts.waits = True
+        scores = np.array([kind.score_of(part) for part in parts])
+        rows.append(_row("fine-tuned", scores, budget.spent, why))
+        console.note(told(rows[1]))
+        more: dict[str, Any] = {"leaderboard": rows, "interrupted": why == _INTERRUPTED}
+        if parts:
+            held_out = np.concatenate([rows for _, rows in folds[: len(parts)]])
+            gain, error = _gain(first.judged.take(held_out), joined(parts))
+            more["reason"] = f"the network's mean loss is lower by {gain:.4g}, with a standard error of {error:.4g}"
+            if gain > error:
+                model.fit(np.array(used.paths, dtype=object), used.y)
+                return self.tuned.learnt(model, used, scores, parts, recipe="fine-tuned", of_folds=len(folds), **more)
+        return replace(first, result=first.result | {"recipe": "on features"} | more)
+
+    def _judged(
+        self, model: Any, used: Labelled, folds: list[tuple[np.ndarray, np.ndarray]], budget: Budget
+    ) -> tuple[list[Judged], str]:
+        """What networks say of their folds, and why there are not more of them."""
+        X, parts, took = np.array(used.paths, dtype=object), list[Judged](), 0.0
+        try:
+            for learnt, held_out in folds:
+                began, of_all = budget.spent, len(X) / len(learnt)
+                if parts and not budget.fits(needed := took * (1 + of_all)):
+                    return parts, budget.why_not(needed)
+
+                def until(left: float, began: float = began, of_all: float = of_all) -> bool:
+                    return left + of_all * (budget.spent - began + left) < budget.left
+
+                learner = clone(model)
+                learner._each_epoch = Watch(until)
+                parts.append(_judged_of(learner.fit(X[learnt], used.y[learnt]), used.take(held_out)))
+                took = budget.spent - began
+        except OutOfTime as error:
+            return parts, str(error)
+        except KeyboardInterrupt:
+            return parts, _INTERRUPTED
+        return parts, ""
+
+
 class _Following(Follower):
     """Notes a line for each recipe, and what Ctrl-C does.
 
@@ -310,6 +379,28 @@ def _scored(kind: Kind, found: np.ndarray, score: str | None = None, of_folds: i
 def _announce(what: str, console: Console) -> None:
     if console.verbose:  # whose bar comes next
         console.note(what)
+
+
+def _row(name: str, scores: np.ndarray, seconds: float, why: str) -> dict[str, Any]:
+    """A line of a leaderboard."""
+    mean, spread = (float(scores.mean()), float(scores.std())) if len(scores) else (None, None)
+    return {
+        "recipe": name,
+        "choice": "",
+        "n_folds": len(scores),
+        "mean": mean,
+        "spread": spread,
+        "seconds": seconds,
+        "not_tried": why,
+    }
+
+
+def _gain(first: Judged, second: Judged) -> tuple[float, float]:
+    """By how much the second loses less of the same photos: mean, and standard error over photos or their groups."""
+    gains, groups = first.losses - second.losses, first.photos.groups
+    units = np.arange(len(gains)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    together = np.bincount(units, weights=(gains - gains.mean()) / len(gains))
+    return float(gains.mean()), float(np.sqrt(together @ together))
 
 
 def _judged_of(learner: Any, photos: Labelled) -> Judged:

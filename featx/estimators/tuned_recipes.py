@@ -58,7 +58,7 @@ class Given:
         watched = clone(self._estimator)
         for part in (watched, *watched.get_params(deep=True).values()):
             if isinstance(part, TunedEstimator):
-                part._each_epoch = _Watch(until)
+                part._each_epoch = Watch(until)
         with self._pace.measured(len(learnt)):
             fitted = _fit(watched, self._images.X, task, learnt)
             judged = _safe_indexing(self._images.X, held_out)
@@ -116,7 +116,7 @@ def _fit(estimator: Any, X: Any, task: Task, rows: np.ndarray) -> Any:
     return estimator.fit(_safe_indexing(X, rows), task.y[rows], **given)
 
 
-class _Watch:
+class Watch:
     """Ends a fit after an epoch, where those to come take longer than there is time.
 
     Parameters
@@ -128,6 +128,12 @@ class _Watch:
         self._until, self._before = until, time.perf_counter()
 
     def __call__(self, n_done: int, n_epochs: int) -> None:
+        """Called after each epoch.
+
+        Raises
+        ------
+        OutOfTime
+        """
         now = time.perf_counter()
         left, self._before = (n_epochs - n_done) * (now - self._before), now
         if n_done > 1 and not self._until(left):  # before the first one lies what all of them share
