@@ -328,5 +328,20 @@ def test_groups_are_never_learnt_from_and_judged_by_at_once(
     assert all(not {*dogs[learnt]} & {*dogs[held_out]} for learnt, held_out in splits)
 
 
+def test_a_photo_without_a_group_is_an_error(frame: pd.DataFrame, tmp_path: Path) -> None:
+    frame.loc[5, "dog"] = None
+    words = [*COLUMNS, "--groups", "dog"]
+    said = told(write(frame, tmp_path / "data" / "t.csv"), *words, code=1)
+    assert f"got none for {tmp_path / 'data' / frame['file'][5]}. Write the photo's own name" in said
+    frame.loc[5, "dog"] = "05"
+    told(write(frame, tmp_path / "data" / "t.csv"), *words, code=0)
+
+
+def test_a_photo_with_a_label_in_one_of_its_rows_is_learnt(frame: pd.DataFrame, tmp_path: Path) -> None:
+    table = write(pd.concat([frame, frame.iloc[[4]].assign(breed=None)]), tmp_path / "data" / "t.csv")
+    found = run_json("fit", table, *COLUMNS, "-o", "m.joblib", *MICRO, "--quick")
+    assert (found["n_used"], found["broken"]) == (N, [])
+
+
 def test_columns_are_typed_as_they_were_given() -> None:
     assert Columns("a b", "c", root="d").words() == ["--image", "a b", "--label", "c", "--root", "d"]

@@ -176,17 +176,20 @@ def fit(
         save_model(learnt.model, output)
         if not console.quiet:
             _tell_copies(first, learnt.photos, Session(store), machine, console)
-        if report is not None:
-            _report(learnt, source, report, console)
         result = learnt.result | settings.kind.about(learnt.photos.y) | {"n_used": len(learnt.photos.y)}
+        result |= {"model": str(output)}
         console.say(f"{_told(learnt, settings)}\nModel: {output}")
-        if report is not None:
-            console.say(f"Report: {report}")
         if os.path.isfile(weights := path_in(weights_of(reading.weights))):
             console.say(f"It reads {weights}, which must stay there.")
+        try:
+            if report is not None:
+                _report(learnt, source, report, console)
+                console.say(f"Report: {report}")
+        except Exception:  # the model is there all the same
+            console.finish(result | {"report": None}, len(labelled.paths))
+            raise
         console.advise(f"Next: featx predict {output} FOLDER -o labels.csv")
-        where = {"model": str(output), "report": None if report is None else str(report)}
-        console.finish(result | where, len(labelled.paths))
+        console.finish(result | {"report": None if report is None else str(report)}, len(labelled.paths))
 
 
 def _way(

@@ -68,13 +68,19 @@ def load_model(path: str) -> Any:
         told = f"{type(error).__name__}: {one_line(error)}"
         other = click.ClickException(f"{_EXPECTED}, got {path}, which cannot be loaded ({told}).")
         raise _no_model(path) or other from error
-    if not networks_of(model):
+    known = model.estimator_ if isinstance(model, TransferClassifier) else model
+    if not networks_of(known):
         raise _no_model(path) or click.ClickException(
             "A TransferClassifier, a FineTuneClassifier, a FineTuneRegressor or a Pipeline that begins with a "
-            f"PretrainedFeatureExtractor is expected in {path}, got {type(model).__name__}. Make one with: featx fit "
+            f"PretrainedFeatureExtractor is expected in {path}, got {_named(model, known)}. Make one with: featx fit "
             "photos/ -o model.joblib"
         )
-    return model.estimator_ if isinstance(model, TransferClassifier) else model
+    return known
+
+
+def _named(model: Any, known: Any) -> str:
+    what = type(model).__name__
+    return what if known is model else f"{what} whose best recipe is a {type(known).__name__}"
 
 
 def _load_tuned(path: str) -> FittedNetwork:

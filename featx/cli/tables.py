@@ -343,7 +343,13 @@ def joined(path: str, columns: Columns, numbers: bool, console: Console) -> list
         for what, one, other in zip(options[1:], first[1:], values, strict=True):
             if one != other:
                 several.setdefault(what, (photo, [one, other]))
+    unlabelled = [photo for photo in dict.fromkeys(unlabelled) if os.path.abspath(photo) not in known]
     _check_any_there([*(row[0] for row in known.values()), *unlabelled], path, columns)
+    if without := [row[0] for row in known.values() if columns.groups is not None and row[2] is None]:
+        raise click.ClickException(
+            f"A group for each photo is expected in the column {columns.groups!r} of {shown(path)}, got none for "
+            f"{', '.join(map(shown, without[:_MOST]))}{_more(without)}. Write the photo's own name where it is alone."
+        )
     for what, (photo, two) in several.items():
         raise click.ClickException(
             f"One {'label' if what == 'label' else 'group'} for each photo is expected, got {shown(photo)} with "
@@ -417,10 +423,9 @@ def _with_numbers(rows: Sequence[Row], table: str, columns: Columns) -> list[Row
         else:
             found.append(Row(row.path, number, row.group))
     if wrong:
-        more = f" and {len(wrong) - _MOST} more" if len(wrong) > _MOST else ""
         raise click.ClickException(
             f"Numbers are expected in the column {columns.label!r} of {shown(table)}, got "
-            f"{', '.join(wrong[:_MOST])}{more}. Write decimals with a point; for names of classes leave out --task."
+            f"{', '.join(wrong[:_MOST])}{_more(wrong)}. Write decimals with a point; names are learnt as classes."
         )
     return found
 
@@ -435,3 +440,8 @@ def _number(label: str | float) -> float | None:
 
 def _counted(n: int) -> str:
     return f"{n} row{'s' * (n != 1)}"
+
+
+def _more(found: Sequence[str]) -> str:
+    """What follows the first of them in a message."""
+    return f" and {len(found) - _MOST} more" if len(found) > _MOST else ""
