@@ -273,11 +273,21 @@ def test_the_reason_names_what_was_beaten_and_what_came_near() -> None:
 
 
 def test_a_scorer_that_such_labels_cannot_have_is_told_before_anything_is_judged() -> None:
-    with pytest.raises(ValueError, match=r"labels such as \['a', 'b'\] is expected, got scoring=.*f1"):
-        task_of(np.repeat(["a", "b"], 50), scoring="f1").check()
+    labels = np.repeat(["a", "b"], 50)
+    with pytest.raises(ValueError, match=r"labels of every fold is expected, got scoring='f1', which fails in fold 0"):
+        task_of(labels, scoring="f1").check("f1")
     for scoring in (None, "neg_log_loss", "roc_auc", "f1_macro", "balanced_accuracy"):
-        task_of(np.repeat(["a", "b"], 50), scoring=scoring).check()
-    task_of(np.eye(4, dtype=int)[np.arange(40) % 4], scoring="roc_auc").check()
+        task_of(labels, scoring=scoring).check(scoring)
+    task_of(np.eye(4, dtype=int)[np.arange(400) % 4], scoring="roc_auc").check("roc_auc")
+    apart = replace(task_of(scoring="roc_auc"), folds=[(np.arange(50, 100), np.arange(50))])
+    with pytest.raises(ValueError, match="fails in fold 0"):
+        apart.check("roc_auc")
+
+
+def test_a_score_that_is_no_number_counts_as_a_failure() -> None:
+    task = replace(task_of(), scorer=lambda *_, **__: float("nan"))
+    with pytest.raises(ValueError, match="A finite score is expected, got nan in fold 0"):
+        search([Fake("cheap")], task)
 
 
 def test_a_recipe_that_cannot_be_scored_is_told_and_left() -> None:

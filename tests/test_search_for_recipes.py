@@ -18,7 +18,7 @@ from click.testing import Result
 from commands import runner
 from pictures import encode
 
-from featx import FeatureStore, TransferClassifier
+from featx import FeatureStore, FineTuneRegressor, TransferClassifier
 from featx.cli.commands import featx
 from featx.cli.fit import _LATE
 
@@ -90,8 +90,9 @@ def test_every_recipe_is_told_and_the_model_is_what_the_library_would_choose(
     assert len(run_json("similar", "m.joblib", photos, paths[0], "-n", 3)["results"]) == 3
 
 
-def test_the_search_without_a_budget_in_the_way_is_that_of_the_library(photos: Path) -> None:
+def test_the_search_without_a_budget_in_the_way_is_that_of_the_library(photos: Path, cache: FeatureStore) -> None:
     found = run_json("fit", photos, "-o", "m.joblib", *MICRO, "--time-budget", 0, "--scoring", "neg_log_loss")
+    assert (found["n_computed"], cache.info()["computed"]) == (32, 32)
     assert (found["scoring"], found["recipe"]) == ("neg_log_loss", "probe")
     paths = np.array([str(path) for label in ("blue", "red") for path in sorted((photos / label).glob("*"))])
     y = np.repeat(["blue", "red"], 16)
@@ -122,8 +123,8 @@ def test_a_mean_of_two_is_asked_as_one(photos: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["-o", "m.safetensors"], "Type --fine-tune too, or name the model .joblib"),
-        (["-o", "m.safetensors", "--quick"], "Type --fine-tune too"),
+        (["-o", "m.safetensors"], "Type --fine-tune (without --quick), or name the model .joblib"),
+        (["-o", "m.safetensors", "--quick"], "Type --fine-tune (without --quick)"),
         (["-o", "m.joblib", "--scoring", "acuracy"], "Did you mean accuracy?"),
         (["-o", "m.joblib", "--quick", "--time-budget", "9"], "--time-budget goes with the search"),
         (["-o", "m.joblib", "--layers", "-1", "--scoring", "accuracy"], "--scoring goes with the search"),
@@ -175,23 +176,30 @@ def test_ctrl_c_ends_the_search_and_writes_what_is_best_by_then(long_search: sub
     assert long_search.returncode == 0, told
     assert "Interrupted: the search ends" in told
     assert "last-two-flip: the search was interrupted" in told
+    assert "mean: the search was interrupted" in told
     assert "Model: m.joblib" in said
     assert joblib.load("m.joblib").best_recipe_ in ("probe", "layers", "lda")
     run("predict", "m.joblib", tmp_path / "many")
 
 
-def test_ctrl_c_twice_writes_nothing(long_search: subprocess.Popen, tmp_path: Path) -> None:
-    # The second comes while the first is told, before the model is written.
-    long_search.send_signal(signal.SIGINT)
-    wait_for(long_search, "Interrupted: the search ends")
-    long_search.send_signal(signal.SIGINT)
-    long_search.communicate(timeout=120)
-    if long_search.returncode == 0:  # learnt and written by then
-        assert Path("m.joblib").exists()
-    else:
-        assert long_search.returncode == 130
-        assert not Path("m.joblib").exists()
-    assert not [*tmp_path.glob("*.part")]
+def test_ctrl_c_twice_writes_nothing(photos: Path, tmp_path: Path) -> None:
+    # The first comes as the mean is judged, when there is no recipe left to end; the second while the model is learnt.
+    slowly = """if 1:
+        import signal, sys, time
+        from featx.choosing.search import Search
+        from featx.cli import main
+        Search._judge_mean = lambda self, entry: None if self.is_interrupted else signal.raise_signal(signal.SIGINT)
+        Search.refit = lambda self, entry: time.sleep(60)
+        main()
+    """
+    words = ["fit", photos, "-o", "m.joblib", *MICRO, "--time-budget", 0]
+    command = [sys.executable, "-u", "-c", slowly, *map(str, words)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(process, "Interrupted: the search ends")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert not [*tmp_path.glob("*.joblib"), *tmp_path.glob(".*.part")]
 
 
 def test_ctrl_c_before_anything_is_judged_writes_nothing(tmp_path: Path, cache: FeatureStore) -> None:
@@ -203,6 +211,19 @@ def test_ctrl_c_before_anything_is_judged_writes_nothing(tmp_path: Path, cache: 
     assert process.returncode == 130
     assert "rows of features are kept" in told
     assert not Path("m.joblib").exists()
+
+
+def test_ctrl_c_while_a_network_is_trained_for_numbers_takes_the_linear_model(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [f"{path},{i}" for i, path in enumerate(sorted(photos.glob("*/*")))]
+    Path("t.csv").write_text("\n".join(["file,n", *rows]))
+    monkeypatch.setattr(FineTuneRegressor, "fit", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    words = ["fit", "t.csv", "--image", "file", "--label", "n", "--task", "regression", "-o", "m.joblib", *MICRO]
+    result = run(*words, "--quiet")
+    assert "Interrupted: the search ends. What is best so far, the linear model" in result.stderr
+    assert "the network was not judged: the search was interrupted" in result.stdout
+    run("predict", "m.joblib", photos)
 
 
 @pytest.mark.parametrize("times", [1, 2])

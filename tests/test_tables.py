@@ -22,9 +22,10 @@ from pictures import encode
 from sklearn.model_selection import StratifiedGroupKFold
 
 from featx import FeatureStore
+from featx.cli import ways
 from featx.cli.commands import featx
 from featx.cli.options import Columns
-from featx.cli.tables import opened
+from featx.cli.table_forms import opened
 
 MICRO = ["--backbone", "featx_micro"]
 COLUMNS = ["--image", "file", "--label", "breed"]
@@ -232,7 +233,9 @@ def test_absolute_relative_and_windows_paths_are_found(frame: pd.DataFrame, tmp_
         ("file,breed\n,\n , \n", "Rows of photos are expected"),
         ("file,breed\n,cat\n", "Photos are expected in the column 'file'"),
         ("file,breed\na.jpg,cat,black\n", "2 cells are expected in each line of data/t.csv, got 3 in line 2"),
-        ('file,breed\n"a.jpg,cat\n', "Photos are expected at the paths"),
+        ('file,breed\na.jpg,"cat\nb.jpg,dog\n', "got something else from line 2 on: unexpected end of data"),
+        ('file,breed\na.jpg,"cat"s\n', "got something else from line 2 on"),
+        ("file,breed\nhttps://x/a.jpg,cat\ns3://b/c.jpg,dog\n", "got the URL https://x/a.jpg and 1 more"),
         ("file,breed\nphotos/00.png,\n", "Photos with labels are expected"),
         ("file,breed\nphotos/00.png,cat\n", "at least two classes"),
     ],
@@ -245,8 +248,8 @@ def test_tables_without_what_is_needed_are_told_in_a_sentence(content: str, said
 def test_what_is_no_table_is_told_in_a_sentence(frame: pd.DataFrame) -> None:
     Path("t.parquet").write_text("file,breed")
     assert "A Parquet file is expected, got t.parquet" in told("t.parquet", code=1)
-    for line in ("{", "[1]", ""):
-        Path("t.jsonl").write_text(line)
+    for line in (b"{", b"[1]", b"", b'{"breed": "\xe9"}'):
+        Path("t.jsonl").write_bytes(line)
         assert "A JSON object in each line is expected, got t.jsonl" in told("t.jsonl", code=1)
     Path("t.csv").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR")
     told("t.csv", "--image", "file", "--label", "breed", code=2)
@@ -275,6 +278,8 @@ def test_numbers_are_learnt_and_scored(frame: pd.DataFrame, tmp_path: Path) -> N
         assert scored["root_mean_squared_error"] == pytest.approx(np.sqrt(np.mean(gaps**2)), rel=1e-4)
         assert scored["mean_absolute_error"] == pytest.approx(np.abs(gaps).mean(), rel=1e-4)
         assert scored["worst"][0]["path"].endswith(frame["file"][int(np.abs(gaps).argmax())])
+    under = write(frame.assign(kg="1_5"), tmp_path / "data" / "under.csv")
+    assert "got '1_5' of" in run(*words[:1], under, *words[2:], "-o", "x.joblib", code=1).stderr
     said = run("fit", table, *COLUMNS, "--task", "regression", *MICRO, "-o", "x.joblib", code=1).stderr
     assert "Numbers are expected in the column 'breed'" in said
     assert "'rosso, è'" in said
@@ -322,6 +327,13 @@ def test_groups_are_never_learnt_from_and_judged_by_at_once(
             yield pair
 
     monkeypatch.setattr(StratifiedGroupKFold, "split", noting)
+    chosen = ways._Following.chosen
+
+    def looking(self: Any, search: Any, entry: Any) -> None:
+        splits[:] = search.task.folds
+        chosen(self, search, entry)
+
+    monkeypatch.setattr(ways._Following, "chosen", looking)
     found = run_json(*words, *more)
     dogs = frame["dog"].to_numpy()
     assert len(splits) >= found["folds"] >= 1
@@ -341,6 +353,83 @@ def test_a_photo_with_a_label_in_one_of_its_rows_is_learnt(frame: pd.DataFrame, 
     table = write(pd.concat([frame, frame.iloc[[4]].assign(breed=None)]), tmp_path / "data" / "t.csv")
     found = run_json("fit", table, *COLUMNS, "-o", "m.joblib", *MICRO, "--quick")
     assert (found["n_used"], found["broken"]) == (N, [])
+
+
+def test_labels_are_the_same_in_whatever_form_they_come(frame: pd.DataFrame, tmp_path: Path) -> None:
+    odd = frame.assign(breed=["z\u00e9ro ", "1", "ze\u0301ro"] * 8)
+    for ending in ("csv", "jsonl", "parquet"):
+        table = write(odd, tmp_path / "data" / f"odd.{ending}")
+        found = run_json("fit", table, *COLUMNS, "-o", "m.joblib", *MICRO, "--quick")
+        assert found["classes"] == ["1", "z\u00e9ro"]
+        assert run_json("score", "m.joblib", table, *COLUMNS)["n_used"] == N
+    whole = frame.assign(breed=[0, 1] * 12)
+    gaps = whole.astype({"breed": float})
+    gaps.loc[3, "breed"] = np.nan
+    run("fit", write(whole, tmp_path / "data" / "whole.parquet"), *COLUMNS, "-o", "m.joblib", *MICRO, "--quick")
+    assert run_json("score", "m.joblib", write(gaps, tmp_path / "data" / "gaps.parquet"), *COLUMNS)["n_used"] == N - 1
+
+
+def test_rows_without_a_photo_are_told_also_where_it_is_quiet(frame: pd.DataFrame, tmp_path: Path) -> None:
+    frame.loc[[2, 3], "file"] = [None, ""]
+    table = write(frame, tmp_path / "data" / "t.csv")
+    words = ["fit", table, *COLUMNS, "-o", "m.joblib", *MICRO, "--quick"]
+    assert "Left out: 2 rows of" in run(*words, "--quiet").stderr
+    found = run_json(*words)
+    assert (found["n_lost_rows"], found["n_photos"], found["n_used"]) == (2, N - 2, N - 2)
+    assert "got 2 rows of" in run(*words, "--strict", code=1).stderr
+
+
+def test_rows_that_name_a_photo_again_are_told_by_predict(frame: pd.DataFrame, tmp_path: Path) -> None:
+    run("fit", write(frame, tmp_path / "data" / "t.csv"), *COLUMNS, "-o", "m.joblib", *MICRO, "--quick")
+    twice = write(pd.concat([frame, frame[:2]]), tmp_path / "data" / "twice.csv")
+    result = run("predict", "m.joblib", twice, "--image", "file", "--json")
+    assert "2 rows of" in result.stderr
+    assert len(json.loads(result.stdout)["predictions"]) == N
+    assert "--image goes with a table" in run("predict", "m.joblib", "data", "--image", "file", code=2).stderr
+
+
+def test_header_is_found_or_asked_for(frame: pd.DataFrame, tmp_path: Path) -> None:
+    Path("data/a.tsv").write_text("\n\nfile\tbreed, a\nphotos/00.png\tcat\n")
+    assert opened("data/a.tsv").names() == ["file", "breed, a"]
+    assert list(opened("data/a.tsv").rows(["breed, a", "file"])) == [["cat", "photos/00.png"]]
+    Path("data/b.csv").write_text("file,breed,breed\nphotos/00.png,cat,dog\n")
+    assert "One column 'breed' is expected in data/b.csv, got 2" in told("data/b.csv", code=2)
+    for name in ("t.json", "t.xlsx"):
+        Path(name).write_text("{}")
+        assert "A folder or a table (.csv, " in told(name, code=2)
+
+
+def test_photos_inside_of_a_table_are_told_to_be_written_first(frame: pd.DataFrame, tmp_path: Path) -> None:
+    inside = pd.DataFrame({"file": [{"bytes": b"x" * 99, "path": "a.png"}] * 4, "breed": [*"abab"]})
+    said = told(write(inside, tmp_path / "t.parquet"), code=1)
+    assert "got a dict. Photos inside of a table have to be written into files first" in said
+    assert len(said) < 400
+
+
+def test_where_a_fold_lacks_a_class_its_photos_are_wrong_and_nothing_is_lost(
+    frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    frame["breed"] = ["a", "b", "c"] * 8
+    frame["dog"] = ["x" if label == "c" else f"{i % 4}" for i, label in enumerate(frame["breed"])]
+    table = write(pd.concat([frame, frame[-1:].assign(dog="y")])[:N], tmp_path / "data" / "t.csv")
+    words = ["fit", table, *COLUMNS, "--groups", "dog", "-o", "m.joblib", *MICRO, "--report", "r.html"]
+    frame.loc[2, "dog"] = "y"  # two groups have c, one of them a single photo
+    write(frame, tmp_path / "data" / "t.csv")
+    for how in (["--quick"], ["--fine-tune", "--epochs", 1, "--folds", 2], ["--time-budget", 0]):
+        found = run_json(*words, *how)
+        assert found["classes"] == ["a", "b", "c"]
+
+
+def test_a_score_that_the_labels_cannot_have_is_told_before_the_first_photo(
+    frame: pd.DataFrame, tmp_path: Path, cache: FeatureStore
+) -> None:
+    table = write(frame, tmp_path / "data" / "t.csv")
+    for scoring in ("f1", "r2"):
+        words = ["fit", table, *COLUMNS, "-o", "m.joblib", *MICRO, "--scoring", scoring]
+        said = run(*words, code=1).stderr
+        assert f"got --scoring '{scoring}', which fails in fold 0" in said
+        assert len(said.strip().splitlines()) == 1
+    assert cache.info()["computed"] == 0
 
 
 def test_columns_are_typed_as_they_were_given() -> None:

@@ -67,13 +67,13 @@ def _splitter(y: np.ndarray, n_folds: int, groups: np.ndarray | None, seed: int)
         return (KFold if groups is None else GroupKFold)(_at_most(n_folds, n, "images or groups"), **how)
     classes, counts = np.unique(y, return_counts=True)
     if len(classes) < 2:
-        raise ValueError(f"Images of at least two classes are expected, got one class, {classes[0]!r}, alone.")
+        raise ValueError(f"Images of at least two classes are expected, got one class, {classes[0].item()!r}, alone.")
     if groups is not None:
         counts = np.array([len(np.unique(groups[y == label])) for label in classes])
     rarest, what = classes[counts.argmin()], "images" if groups is None else "groups"
     if counts.min() < 2:
         raise ValueError(
-            f"At least two {what} of each class are expected, got one of {rarest!r}. Add some, or leave it out."
+            f"At least two {what} of each class are expected, got one of {rarest.item()!r}. Add some, or leave it out."
         )
     n_folds = min(n_folds, int(counts.min()))
     # Its own shuffling loses the classes in some releases, so that the groups come in another order instead.

@@ -32,10 +32,11 @@ def classifier(C: float = 1.0, multilabel: bool = False) -> Pipeline:
 def probabilities_of(rows: np.ndarray, y: np.ndarray, folds: StratifiedKFold, C: float) -> np.ndarray:
     """Probabilities of all classes, shape (n, n_classes), each row's by a classifier that did not learn from it."""
     parts = _folds(rows, y, folds, n_fits=1)
-    found = _run([partial(part.probabilities, C) for part in parts], rows, y)
-    proba = np.empty((len(rows), found[0].shape[1]))
-    for part, those in zip(parts, found, strict=True):
-        proba[part.held_out] = those
+    found = _run([partial(part.classes_and_probabilities, classifier(C)) for part in parts], rows, y)
+    classes = np.unique(y)
+    proba = np.zeros((len(rows), len(classes)))
+    for part, (known, those) in zip(parts, found, strict=True):
+        proba[np.ix_(part.held_out, np.searchsorted(classes, known))] = those  # a fold may have learnt some alone
     return proba
 
 
@@ -142,10 +143,6 @@ class _Fold:
         """Of the photos that are held out."""
         learner, rows = self._learn(classifier(C))
         return float(learner.score(rows, self._y[self.held_out]))
-
-    def probabilities(self, C: float) -> np.ndarray:
-        """Of the photos that are held out, shape (n_held_out, n_classes)."""
-        return self.classes_and_probabilities(classifier(C))[1]
 
     def classes_and_probabilities(self, learner: Pipeline) -> tuple[np.ndarray, np.ndarray]:
         """Of the photos that are held out, with the classes of the columns."""

@@ -157,24 +157,30 @@ class Search:
             assert entry.recipe is not None
             entry.why_not = entry.recipe.why_not(self.task)
         try:
-            self._judge_all()
+            best = self._best(with_mean)
         except KeyboardInterrupt:
             if not self._follower.ends_on_interrupt or not self._judged():
                 raise
             self._be_interrupted()
+            best = self._best(with_mean)
+        self._follower.chosen(self, best)
+        return best
+
+    def _best(self, with_mean: bool) -> Entry:
+        """The winner, once all is judged that there is time for; once interrupted, of what is judged by then."""
+        if not self.is_interrupted:
+            self._judge_all()
         if not self._judged():
             if self._failure is not None:
                 raise self._failure
             reasons = "; ".join(f"{entry.name} {entry.why_not}" for entry in self.entries)
             raise ValueError(f"At least one recipe that can be tried is expected, got none: {reasons}.")
+        if with_mean and self.entries[-1].name != MEAN:
+            self.entries.append(Entry(MEAN, [""], [{}]))
         if with_mean:
-            mean = Entry(MEAN, [""], [{}])
-            self.entries.append(mean)
-            self._judge_mean(mean)
-            self._end(mean)
-        best = self.winner()
-        self._follower.chosen(self, best)
-        return best
+            self._judge_mean(self.entries[-1])
+            self._end(self.entries[-1])
+        return self.winner()
 
     def winner(self) -> Entry:
         """The first of those judged, or what is better than the best before it by more than the standard error."""
@@ -275,12 +281,11 @@ class Search:
         """What is not judged by all folds stays as it is; what is on features alone and half judged does not count."""
         self.is_interrupted = True
         for entry in self.entries:
-            assert entry.recipe is not None
-            if len(entry.answers) < len(self.task.folds):
+            if entry.recipe is not None and len(entry.answers) < len(self.task.folds):
                 if not entry.recipe.trains and len(self._judged()) > 1:
                     entry.choices = [{} for _ in entry.choices]
                 entry.why_not = entry.why_not or _INTERRUPTED
-            self._end(entry)
+                self._end(entry)
 
     def _note_failure(self, entry: Entry, fold: int, error: Exception) -> None:
         """A recipe that fails is told and left, unless there is no other."""
@@ -311,7 +316,7 @@ class Search:
     def _judge_mean(self, entry: Entry) -> None:
         """The two best, where both give probabilities, by the folds that all have."""
         if self.is_interrupted:
-            entry.why_not = _INTERRUPTED
+            entry.why_not = "" if entry.answers else _INTERRUPTED
             return
         judged = [other for other in self._judged() if all(a.proba is not None for a in other.answers.values())]
         if len(judged) < 2:

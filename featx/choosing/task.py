@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,27 +50,43 @@ class Task:
         """Whether an image can have several labels, or none."""
         return self.y.ndim == 2
 
-    def check(self) -> None:
-        """Raise where the scorer cannot judge such labels, whatever the answers.
+    def check(self, scoring: object) -> None:
+        """Raise where a score cannot judge such labels in some fold, whatever the answers.
+
+        Parameters
+        ----------
+        scoring : object
+            What the user calls it.
 
         Raises
         ------
         ValueError
         """
-        held_out = self.folds[0][1]
-        truth = self.y[held_out]
-        proba = truth if self.multilabel else self.classes == truth[:, None]
-        try:
-            self.score({0: Answer(truth, proba.astype(float))}, 0)
-        except Exception as error:
-            raise ValueError(
-                f"A score for labels such as {self.classes[:3].tolist()} is expected, got scoring={self.scorer!r}, "
-                f"which fails with the right answers: {error}"
-            ) from error
+        for fold, (_, held_out) in enumerate(self.folds):
+            truth = self.y[held_out]
+            proba = truth if self.multilabel else self.classes == truth[:, None]
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    self.score({fold: Answer(truth, proba.astype(float))}, fold)
+            except Exception as error:
+                raise ValueError(
+                    f"A score that can judge the labels of every fold is expected, got scoring={scoring!r}, which "
+                    f"fails in fold {fold} with the right answers: {error}"
+                ) from error
 
     def score(self, answers: Answers, fold: int) -> float:
-        """Of the answers to one fold."""
-        return self._score(answers[fold], fold, None)
+        """Of the answers to one fold.
+
+        Raises
+        ------
+        ValueError
+            It is no finite number.
+        """
+        found = self._score(answers[fold], fold, None)
+        if not np.isfinite(found):
+            raise ValueError(f"A finite score is expected, got {found} in fold {fold}, as where a class is not in it.")
+        return found
 
     def gain(self, answers: Answers, others: Answers) -> tuple[float, float]:
         """How much better some answers are than others, in the folds that both have: mean, and its standard error.

@@ -160,7 +160,7 @@ def fit(
     if output.suffix.lower() == SAFE and not fine_tune:
         raise click.UsageError(
             f"{output} holds one trained network and nothing else, and what is learnt in another way does not fit in. "
-            "Type --fine-tune too, or name the model .joblib."
+            "Type --fine-tune (without --quick), or name the model .joblib."
         )
     if report is not None:
         if task != TASKS[0]:
@@ -172,15 +172,15 @@ def fit(
     labelled = source.labelled(console)
     with machine.store() as store, Interrupts(lambda: console.tell(_LATE)) as interrupts:
         learnt = way.learn(labelled, store, console, interrupts)
-        first, *_ = networks_of(learnt.model)
         save_model(learnt.model, output)
-        if not console.quiet:
-            _tell_copies(first, learnt.photos, Session(store), machine, console)
+        interrupts.leave()  # the file is there
         result = learnt.result | settings.kind.about(learnt.photos.y) | {"n_used": len(learnt.photos.y)}
         result |= {"model": str(output)}
         console.say(f"{_told(learnt, settings)}\nModel: {output}")
         if os.path.isfile(weights := path_in(weights_of(reading.weights))):
             console.say(f"It reads {weights}, which must stay there.")
+        if not console.quiet:
+            _tell_copies(networks_of(learnt.model)[0], learnt.photos, Session(store), machine, console)
         try:
             if report is not None:
                 _report(learnt, source, report, console)

@@ -23,7 +23,7 @@ _INTERRUPTED = 130
 # Errors whose message says all; of others the kind helps too.
 _PLAIN = (FeatxError, ValueError, OSError)
 _PARAMETER = re.compile(
-    r"\b(backbone|weights|layers|pooling|image_size|precision|decode|freeze|epochs|device|engine|batch_size|n_jobs|pixel_range"
+    r"\b(backbone|weights|layers|pooling|image_size|precision|decode|freeze|epochs|device|engine|batch_size|n_jobs|scoring|pixel_range"
     r"|fourth_band)=(?=\S)"
 )
 # A file and a key of its content, and a range of values, as the library writes them.
@@ -40,11 +40,19 @@ class Broken:
     path, reason : str
     was_read : bool
         Whether the photo is as good as any.
+    is_unlabelled : bool
+        Whether nobody says what is on it.
     """
 
     path: str
     reason: str
     was_read: bool = False
+    is_unlabelled: bool = False
+
+    @classmethod
+    def unlabelled(cls, path: str, column: str) -> Broken:
+        """A photo beside which a table has no label."""
+        return cls(path, f"no label in the column {column!r}", was_read=True, is_unlabelled=True)
 
 
 @dataclass
@@ -59,6 +67,8 @@ class Console:
         The photos that could not be read so far.
     left_out : list of LeftOut
         The files in folders that are taken for none.
+    n_lost_rows : int
+        Rows of tables that name no photo.
     """
 
     quiet: bool = False
@@ -66,6 +76,7 @@ class Console:
     strict: bool = False
     broken: list[Broken] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    n_lost_rows: int = 0
     _n_listed: int = 0
 
     @property
@@ -122,6 +133,19 @@ class Console:
         if left_out:
             self.note(f"Left out: {told(left_out)}.")
 
+    def lose_rows(self, n: int, what: str) -> None:
+        """Say that rows of a table cannot be used; with ``--strict`` some end the command.
+
+        Raises
+        ------
+        ClickException
+        """
+        if n and self.strict:
+            raise click.ClickException(f"Rows with a photo alone are expected with --strict, got {what}.")
+        if n:
+            self.tell(f"Left out: {what}.")
+        self.n_lost_rows += n
+
     def list_broken(self) -> None:
         """Print to stderr, each once, the photos that could not be read, and why others are not used."""
         broken, self._n_listed = self.broken[self._n_listed :], len(self.broken)
@@ -144,7 +168,9 @@ class Console:
         if self.as_json:
             broken = [{"path": shown(photo.path), "reason": photo.reason} for photo in self.broken]
             left_out = [each._asdict() for each in self.left_out]
-            photos = {} if n_photos is None else {"n_photos": n_photos, "broken": broken, "left_out": left_out}
+            n_unlabelled = sum(photo.is_unlabelled for photo in self.broken)
+            counts = {"n_photos": (n_photos or 0) + n_unlabelled, "n_lost_rows": self.n_lost_rows}
+            photos = {} if n_photos is None else {**counts, "broken": broken, "left_out": left_out}
             click.echo(json.dumps(result | photos, allow_nan=False))
 
     def finish_with_photos(self, result: dict[str, Any], n_photos: int, n_read: int) -> None:
@@ -160,7 +186,7 @@ class Console:
 
     def none_left(self, n_photos: int) -> click.ClickException:
         """What to raise where not one photo can be used."""
-        reasons = [photo.reason for photo in self.broken if photo.was_read]
+        reasons = [photo.reason for photo in self.broken if photo.was_read and not photo.is_unlabelled]
         if not reasons:
             return click.ClickException(f"None of {n_photos} photos could be read.")
         return click.ClickException(_with_options(f"None of {n_photos} photos can be used: {reasons[0]}"))
@@ -187,7 +213,7 @@ def shown(path: str) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Rows in columns, numbers to the right."""
-    cells = [[*map(str, row)] for row in (head, *rows)]
+    cells = [[" ".join(str(cell).splitlines()) for cell in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     right = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(head))]
 

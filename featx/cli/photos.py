@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 
 import click
 
-from featx.cli.options import Columns, listed
+from featx.cli.options import Columns, listed, refuse_given
 from featx.cli.outcomes import Broken, Console, one_line
-from featx.cli.tables import is_table, listed_photos
+from featx.cli.table_forms import FORMS, is_table
+from featx.cli.tables import listed_photos
 from featx.images.classes import list_classes
 from featx.images.formats import choose
 from featx.images.walk import left_out_of, told, walk
@@ -25,6 +26,8 @@ def list_photos(paths: Sequence[str], console: Console, columns: Columns | None 
     ClickException
         There are none.
     """
+    if columns is not None and not any(map(is_table, paths)):
+        refuse_given(["image", "root"], f"goes with a table of photos ({', '.join(FORMS)})")
     choice = choose()
     listings = {path: walk(path, choice) for path in paths if os.path.isdir(path)}
 

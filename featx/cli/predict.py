@@ -47,7 +47,7 @@ def predict(
     Writes path, label, confidence (the label's probability) and error of each photo as CSV. With --score the photos
     that can be read are compared with the class folders that they lie in.
 
-    A model that FineTuneRegressor.save wrote is taken too: label then is the number, without confidence.
+    Of a model of numbers the label is the number, without confidence.
 
     Loading a .joblib model runs whatever code it holds: never load one that comes from a stranger. A .safetensors
     model holds numbers alone.

@@ -85,6 +85,11 @@ def score(
     if not len(said.rows):
         raise console.none_left(len(labelled.paths))
     names = np.array([spelt(str(name)) for name in loaded.classes_]) if has_classes else np.array([])
+    if len({*names.tolist()}) < len(names):
+        raise click.ClickException(
+            f"Classes with different names are expected, got {model}, some of whose names differ in the spelling of "
+            "their letters alone. Rename the classes and learn them again."
+        )
     predicted = np.array([spelt(str(label)) for label in said.labels]) if has_classes else said.labels
     judged = Judged(labelled.take(said.rows), names, predicted, said.proba)
     found = measures_of(judged)

@@ -105,7 +105,7 @@ def compute_once(
     errors = extractor.set_params(layers=names)._extraction_of_images([*paths]).warm(names)
     console.leave_out(broken_of(sorted(errors, key=lambda error: error.row or 0), paths))
     good = np.setdiff1d(np.arange(len(paths)), [error.row for error in errors])
-    if not len(good) and any(photo.was_read for photo in console.broken):
+    if not len(good) and any(photo.was_read and not photo.is_unlabelled for photo in console.broken):
         raise console.none_left(len(paths))
     return names, good
 

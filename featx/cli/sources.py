@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import click
 import numpy as np
 
 from featx.cli.options import Columns, listed, refuse_given
-from featx.cli.outcomes import Console
+from featx.cli.outcomes import Console, shown
 from featx.cli.photos import closed_folders, typed_classes
-from featx.cli.tables import Row, is_table, joined, opened
+from featx.cli.table_forms import FORMS, is_table, opened
+from featx.cli.tables import joined
 from featx.images.classes import list_classes
 
 TASKS = ("classification", "regression")
@@ -141,12 +143,8 @@ class Table:
     def labelled(self, console: Console) -> Labelled:
         """Each photo has what stands beside it."""
         rows = joined(self.path, self.columns, self.task == "regression", console)
-        groups = None if self.columns.groups is None else np.array([row.group for row in rows])
-        return Labelled([row.path for row in rows], _labels(rows), groups)
-
-
-def _labels(rows: Sequence[Row]) -> np.ndarray:
-    return np.asarray([row.label for row in rows])
+        groups = None if self.columns.groups is None else np.array([row.group for row in rows], dtype=str)
+        return Labelled([row.path for row in rows], np.asarray([row.label for row in rows]), groups)
 
 
 def source_of(path: str, classes: list[str] | None, columns: Columns, task: str = TASKS[0]) -> Source:
@@ -158,6 +156,8 @@ def source_of(path: str, classes: list[str] | None, columns: Columns, task: str 
         An option does not go with it, or one is missing.
     """
     if not is_table(path):
+        if not os.path.isdir(path):
+            raise click.UsageError(f"A folder or a table ({', '.join(FORMS)}) is expected, got {shown(path)}.")
         refuse_given(["image", "label", "groups", "root", "task"], "goes with a table of photos, not with a folder")
         return Folders(path, classes)
     refuse_given(["classes"], "goes with a folder of class folders, not with a table")

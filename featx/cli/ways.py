@@ -16,6 +16,7 @@ from featx.activations.trying import why_unreadable
 from featx.backbones.addresses import plain_address
 from featx.choosing.budget import Budget, OutOfTime
 from featx.choosing.following import Follower
+from featx.choosing.predicted import Answer
 from featx.choosing.search import Entry, Search, told
 from featx.cli.judged import Judged, joined
 from featx.cli.kinds import Kind
@@ -175,7 +176,7 @@ class Tuned:
             _announce(f"Fold {number} of {folds.get_n_splits()}", console)
             learner = clone(model).fit(X[learnt], used.y[learnt])
             found.append(learner.score(X[held_out], used.y[held_out]))
-            parts.append(_judged_of(learner, used.take(held_out)))
+            parts.append(_judged_of(learner, used.take(held_out), np.unique(used.y)))
         _announce("The model, from all photos", console)
         model.fit(X, used.y)
         return self.learnt(model, used, np.asarray(found), parts)
@@ -221,20 +222,14 @@ class Searched:
         """Ctrl-C ends the search, not the command, once there is something to take."""
         kind, before = self.settings.kind, TALLY.n_images
         extractor = self.settings.extractor(console, store)
+        model = self._model(console, store)
+        kind.folds(photos, FOLDS)  # says what is wrong in this command's words, and before the first photo is read
+        model._asked(np.array(photos.paths, dtype=object), photos.y, None, photos.groups)
         layers = readable_layers(extractor, extractor._architecture(extractor._spec()))
         _, good = compute_once(extractor, layers, [self.settings.pooling], photos.paths, console)
         used = photos.take(good)
-        kind.folds(used, FOLDS)  # says what is wrong in this command's words
-        follower = _Following(console, interrupts)
-        model = TransferClassifier(
-            self.settings.backbone,
-            cv=self.settings.n_folds or FOLDS,
-            scoring=self.scoring,
-            time_budget=self.time_budget,
-            random_state=0,
-            **self.settings.params(console, store),
-        )
-        model._follower = follower
+        kind.folds(used, FOLDS)
+        follower = model._follower = _Following(console, interrupts)
         try:
             model.fit(np.array(used.paths, dtype=object), used.y, groups=used.groups)
         finally:
@@ -263,6 +258,16 @@ class Searched:
             _judged_by_folds(search, best, used),
         )
 
+    def _model(self, console: Console, store: FeatureStore) -> TransferClassifier:
+        return TransferClassifier(
+            self.settings.backbone,
+            cv=self.settings.n_folds or FOLDS,
+            scoring=self.scoring,
+            time_budget=self.time_budget,
+            random_state=0,
+            **self.settings.params(console, store),
+        )
+
 
 @dataclass(frozen=True)
 class TunedOrNot:
@@ -289,28 +294,40 @@ class TunedOrNot:
         rows = [_row("on features", np.array(first.result[kind.by_fold]), time.monotonic() - began, "")]
         console.note(told(rows[0]))
         budget = Budget.from_now(self.time_budget)
-        parts, why = self._judged(model, used, folds, budget)
+        parts, why = self._judged(model, used, folds, budget, interrupts)
         interrupts.waits = True
         scores = np.array([kind.score_of(part) for part in parts])
         rows.append(_row("fine-tuned", scores, budget.spent, why))
         console.note(told(rows[1]))
-        more: dict[str, Any] = {"leaderboard": rows, "interrupted": why == _INTERRUPTED}
+        reason, is_better = f"the network was not judged: {why}", False
         if parts:
             held_out = np.concatenate([rows for _, rows in folds[: len(parts)]])
             gain, error = _gain(first.judged.take(held_out), joined(parts))
-            more["reason"] = f"the network's mean loss is lower by {gain:.4g}, with a standard error of {error:.4g}"
-            if gain > error:
-                model.fit(np.array(used.paths, dtype=object), used.y)
-                return self.tuned.learnt(model, used, scores, parts, recipe="fine-tuned", of_folds=len(folds), **more)
-        return replace(first, result=first.result | {"recipe": "on features"} | more)
+            is_better = gain > error
+            reason = f"a trained network's mean loss is lower by {gain:.4g}, with a standard error of {error:.4g}"
+        more = {"leaderboard": rows, "reason": reason, "interrupted": why == _INTERRUPTED}
+        if more["interrupted"]:
+            _tell_end("the network" if is_better else "the linear model", "", console)
+        if not is_better:
+            return replace(first, result=first.result | {"recipe": "on features"} | more, how=f"{first.how}: {reason}")
+        model.fit(np.array(used.paths, dtype=object), used.y)
+        learnt = self.tuned.learnt(model, used, scores, parts, recipe="fine-tuned", of_folds=len(folds), **more)
+        return replace(learnt, how=f"{learnt.how}: {reason}")
 
     def _judged(
-        self, model: Any, used: Labelled, folds: list[tuple[np.ndarray, np.ndarray]], budget: Budget
+        self,
+        model: Any,
+        used: Labelled,
+        folds: list[tuple[np.ndarray, np.ndarray]],
+        budget: Budget,
+        interrupts: Interrupts,
     ) -> tuple[list[Judged], str]:
         """What networks say of their folds, and why there are not more of them."""
         X, parts, took = np.array(used.paths, dtype=object), list[Judged](), 0.0
         try:
             for learnt, held_out in folds:
+                if interrupts.count:  # while Python could raise nothing
+                    return parts, _INTERRUPTED
                 began, of_all = budget.spent, len(X) / len(learnt)
                 if parts and not budget.fits(needed := took * (1 + of_all)):
                     return parts, budget.why_not(needed)
@@ -320,7 +337,7 @@ class TunedOrNot:
 
                 learner = clone(model)
                 learner._each_epoch = Watch(until)
-                parts.append(_judged_of(learner.fit(X[learnt], used.y[learnt]), used.take(held_out)))
+                parts.append(_judged_of(learner.fit(X[learnt], used.y[learnt]), used.take(held_out), np.array([])))
                 took = budget.spent - began
         except OutOfTime as error:
             return parts, str(error)
@@ -356,11 +373,16 @@ class _Following(Follower):
         """From now on a first Ctrl-C changes nothing."""
         self.found, self._interrupts.waits = (search, entry), True
         if search.is_interrupted:
-            about = f", in about {seconds:.0f} s" if (seconds := search.refit_seconds(entry)) >= 1 else ""
-            self._console.tell(
-                f"Interrupted: the search ends. {entry.name} is the best so far and learns from all photos{about}. "
-                "Ctrl-C once more writes no model."
-            )
+            seconds = search.refit_seconds(entry)
+            _tell_end(entry.name, f", in about {seconds:.0f} s" if seconds >= 1 else "", self._console)
+
+
+def _tell_end(what: str, about: str, console: Console) -> None:
+    """What a first Ctrl-C did."""
+    console.tell(
+        f"Interrupted: the search ends. What is best so far, {what}, learns from all photos{about}. Ctrl-C once more "
+        "writes no model."
+    )
 
 
 def _usual_layers(extractor: Any) -> list[str | int]:
@@ -403,13 +425,13 @@ def _gain(first: Judged, second: Judged) -> tuple[float, float]:
     return float(gains.mean()), float(np.sqrt(together @ together))
 
 
-def _judged_of(learner: Any, photos: Labelled) -> Judged:
-    """What a trained network says of photos that it did not learn from."""
+def _judged_of(learner: Any, photos: Labelled, classes: np.ndarray) -> Judged:
+    """What a trained network says of photos that it did not learn from; it may know some of the classes alone."""
     X = np.array(photos.paths, dtype=object)
     if not hasattr(learner, "classes_"):
         return Judged(photos, np.array([]), learner.predict(X), None)
-    proba = learner.predict_proba(X)
-    return Judged(photos, learner.classes_, learner.classes_[proba.argmax(axis=1)], proba)
+    answer = Answer.of_proba(learner.predict_proba(X), learner.classes_, classes, multilabel=False)
+    return Judged(photos, classes, answer.labels, answer.proba)
 
 
 def _judged_by_folds(search: Search, best: Entry, photos: Labelled) -> Judged:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from featx.choosing.following import Follower
     from featx.choosing.search import Entry, Recipe, Search
     from featx.choosing.task import Task
+    from featx.estimators.asked import Asked
     from featx.estimators.recipes import Images
     from featx.training.classification import Labels
 
@@ -227,27 +228,17 @@ class TransferClassifier(ClassifierMixin, NetworkEstimator):  # type: ignore[mis
         from featx.choosing.following import Follower, Printing
         from featx.choosing.search import Search
         from featx.estimators.named_recipes import check_recipes
-        from featx.training.classification import Labels
 
-        wanted, scorer = check_recipes(self.recipes), self._scorer()
-        cv = [*self.cv] if isinstance(self.cv, Iterator) else self.cv  # looked at twice
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        items = self._items(X, reset=True)
-        labels = Labels.of(type(self).__name__, y)
-        rows, weights = self._used(items, labels, sample_weight, scorer)
-        if groups is not None:
-            check_consistent_length(range(len(labels)), groups)
-            groups = np.asarray(groups)
-        self._task(labels, rows, weights, groups, cv, scorer, seed).check()  # before the first image is read
+        wanted, asked = check_recipes(self.recipes), self._asked(X, y, sample_weight, groups)
         context = self._init_callback_context()
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
         with self._store() as store:
-            images, good = self._images(_chosen(self._plain(X), rows, len(items)), items.take(rows.tolist()), store)
-            task = self._task(labels, rows[good], weights, groups, cv, scorer, seed)
+            images, good = self._images(X, asked, store)
+            task = asked.task(asked.rows[good])
             follower = self._follower or (Printing() if self.verbose else Follower())
             budget = Budget.from_now(self.time_budget)
             search = Search(task, budget, follower=follower, n_images=lambda: TALLY.n_images)
-            best = search.run(self._recipes(wanted, images, seed), with_mean=("mean", None) in wanted)
+            best = search.run(self._recipes(wanted, images, asked.seed), with_mean=("mean", None) in wanted)
             estimators = search.refit(best)
         self._be_fitted(task, search, best, estimators)
         context.call_on_fit_task_end(estimator=self, X=X, y=y, reconstruction_attributes=dict)
@@ -365,6 +356,24 @@ class TransferClassifier(ClassifierMixin, NetworkEstimator):  # type: ignore[mis
         """None for accuracy."""
         return None if self.scoring in (None, "accuracy") else check_scoring(self, self.scoring)
 
+    def _asked(self, X: Any, y: Any, sample_weight: Any, groups: Any) -> Asked:
+        """What is to be learnt; raises where something is wrong, before the first image is read."""
+        from featx.estimators.asked import Asked
+        from featx.training.classification import Labels
+
+        scorer = self._scorer()
+        cv = [*self.cv] if isinstance(self.cv, Iterator) else self.cv  # looked at twice
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        items = self._items(X, reset=True)
+        labels = Labels.of(type(self).__name__, y)
+        rows, weights = self._used(items, labels, sample_weight, scorer)
+        if groups is not None:
+            check_consistent_length(range(len(labels)), groups)
+            groups = np.asarray(groups)
+        asked = Asked(items, labels, rows, weights, groups, cv, scorer, seed)
+        asked.task(rows).check(self.scoring)
+        return asked
+
     def _used(
         self, items: Items, labels: Labels, sample_weight: Any, scorer: Any
     ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -391,13 +400,15 @@ class TransferClassifier(ClassifierMixin, NetworkEstimator):  # type: ignore[mis
         store = resolve_store(self.cache)
         return passing_store() if store is None else nullcontext(store)
 
-    def _images(self, X: Any, items: Items, store: FeatureStore | None) -> tuple[Images, np.ndarray]:
+    def _images(self, X: Any, asked: Asked, store: FeatureStore | None) -> tuple[Images, np.ndarray]:
         """Features of all layers in one pass, and which images have some."""
         from featx.estimators.recipes import Images
 
         extractor = PretrainedFeatureExtractor(**self._common(PretrainedFeatureExtractor), random_state=self._fixed())
         extractor.set_params(on_error=self.on_error, verbose=self.verbose)
-        return Images.of(extractor, X, items, store)
+        plain, rows = self._plain(X), asked.rows
+        used = plain if len(rows) == len(asked.items) else _safe_indexing(plain, rows)
+        return Images.of(extractor, used, asked.items.take(rows.tolist()), store)
 
     def _common(self, kind: type[NetworkEstimator]) -> dict[str, Any]:
         """Parameters that a recipe's estimator has from this one."""
@@ -405,23 +416,6 @@ class TransferClassifier(ClassifierMixin, NetworkEstimator):  # type: ignore[mis
 
     def _fixed(self) -> int | None:
         return int(self.random_state) if isinstance(self.random_state, Integral) else None
-
-    def _task(
-        self, labels: Labels, rows: np.ndarray, weights: np.ndarray | None, groups: Any, cv: Any, scorer: Any, seed: int
-    ) -> Task:
-        from featx.choosing.folds import folds_of
-        from featx.choosing.task import Task
-
-        y = labels.y[rows]
-        return Task(
-            y,
-            np.arange(y.shape[1]) if y.ndim == 2 else np.unique(y),
-            None if weights is None else weights[rows],
-            None if groups is None else groups[rows],
-            folds_of(labels.y, rows, cv, groups, seed),
-            scorer,
-            seed,
-        )
 
     def _recipes(self, wanted: list[tuple[str, Any]], images: Images, seed: int) -> list[Recipe]:
         from featx.estimators.named_recipes import recipes_of
@@ -441,7 +435,3 @@ class TransferClassifier(ClassifierMixin, NetworkEstimator):  # type: ignore[mis
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags
-
-
-def _chosen(X: Any, rows: np.ndarray, n: int) -> Any:
-    return X if len(rows) == n else _safe_indexing(X, rows)

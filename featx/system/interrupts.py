@@ -40,12 +40,18 @@ class Interrupts:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """From now on Ctrl-C is what it was before."""
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
+            self._before = None
 
     def _pressed(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
         if self.count == 1 and self.waits:
-            self._said()
+            # In another thread: this one may be in the middle of writing to the same place.
+            threading.Thread(target=self._said, daemon=True).start()
         else:
             raise KeyboardInterrupt

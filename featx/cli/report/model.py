@@ -83,28 +83,42 @@ def mistakes_of(report: ModelReport) -> tuple[list[Mistake], str]:
 
 
 def _maps(model: Any, path: str, labels: list[str]) -> np.ndarray:
-    """What speaks for some classes on a photo, as a picture (height, width, 3), uint8."""
+    """What speaks for some classes on a photo, as a picture (height, width, 3), uint8.
+
+    Raises
+    ------
+    LayerError, TypeError
+        There is nothing in the model that maps can be made of.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from featx.plots import ClassMapDisplay
-
-    part, known = _mappable(model)
     figure = Figure(figsize=_INCHES, dpi=_DPI, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    given = [known[label] for label in labels if label in known]
-    ClassMapDisplay.from_estimator(part, path, given, ax=figure.subplots())
+    _draw_maps(_parts(model), path, labels, figure.subplots())
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _mappable(model: Any) -> tuple[Any, dict[str, Any]]:
-    """The part of a model that maps can be made of, and its classes by how they are written; of a mean the last one."""
+def _draw_maps(parts: Sequence[Any], path: str, labels: list[str], ax: Any) -> None:
+    """Of the first part that has some."""
+    from featx.plots import ClassMapDisplay
+
+    for place, part in enumerate(parts):
+        known = {str(label): label for label in part.classes_.tolist()}
+        try:
+            ClassMapDisplay.from_estimator(part, path, [known[label] for label in labels], ax=ax)
+            return
+        except (LayerError, TypeError):
+            if place == len(parts) - 1:
+                raise
+
+
+def _parts(model: Any) -> list[Any]:
+    """What decides by itself in a model; of a mean the dearer part first."""
     if isinstance(model, TransferClassifier):
-        model = model.estimator_
-    if isinstance(model, Mean):
-        return _mappable(model.estimators[-1])
-    return model, {str(label): label for label in model.classes_.tolist()}
+        return _parts(model.estimator_)
+    return [part for each in model.estimators[::-1] for part in _parts(each)] if isinstance(model, Mean) else [model]
 
 
 def basename(folder: str) -> str:

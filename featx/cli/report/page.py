@@ -13,7 +13,7 @@ import numpy as np
 
 from featx._version import __version__
 from featx.cli.found import Found, as_typed
-from featx.cli.outcomes import shown
+from featx.cli.outcomes import Broken, shown
 from featx.cli.report.charts import layer_curve
 from featx.cli.report.contents import about_photos, code_of, contents_of
 from featx.cli.report.model import ModelReport, basename, mistakes_of
@@ -69,7 +69,7 @@ def write_model_report(report: ModelReport, path: Path) -> None:
         "shown": shown_mistakes,
         "no_maps": no_maps,
         "n_wrong": measures.n_photos - measures.n_right,
-        "broken": [(photo.path, photo.reason) for photo in report.broken],
+        **_lost(report.broken),
         "command": report.command,
         **_date(),
     }
@@ -83,6 +83,14 @@ def _matrix(classes: Sequence[str], confusion: np.ndarray) -> list[tuple[str, li
     rows = zip(classes, confusion, strict=True)
     found = [(label, [(int(n), n / max(1, row.sum())) for n in row]) for label, row in rows]
     return found if len(classes) <= _MOST_CLASSES else None
+
+
+def _lost(photos: Sequence[Broken]) -> dict[str, Any]:
+    """Photos that could not be read, and those that are not used for another reason."""
+    return {
+        "broken": [(photo.path, photo.reason) for photo in photos if not photo.was_read],
+        "unused": [(photo.path, photo.reason) for photo in photos if photo.was_read],
+    }
 
 
 def _date() -> dict[str, Any]:
@@ -113,7 +121,7 @@ def _words(found: Found) -> dict[str, Any]:
         "n_folds": found.folds.n_splits,
         "photos": about_photos(found),
         "n_photos": len(found.photos.paths),
-        "broken": [(photo.path, photo.reason) for photo in found.broken],
+        **_lost(found.broken),
         "curves": [(name, curve) for name in found.extractors if (curve := _curve(found, name))],
         "classes": classes,
         "matrix": _matrix(classes, contents.confusion),
