@@ -60,10 +60,10 @@ def score(
     --label. Where the model has never seen them, nor any like them, such as the same thing photographed twice, the
     figures are those to publish.
 
-    Printed are the accuracy, with the interval in which it lies for 95 of 100 such sets of photos, its mean over the
-    classes (balanced), recall, precision and F1 of each class, the most frequent confusions, whether the probabilities
-    can be trusted (calibration), and the worst mistakes. Of a model of numbers they are R squared, the mean absolute
-    error, the root of the mean squared one, and the worst mistakes.
+    Printed are the accuracy with its 95 % interval (Wilson's), its mean over the classes (balanced), recall, precision
+    and F1 of each class, the most frequent confusions, whether the probabilities can be trusted (calibration), and the
+    worst mistakes. Of a model of numbers they are R squared, the mean absolute error, the root of the mean squared one,
+    and the worst mistakes.
 
     Loading a .joblib model runs whatever code it holds: never load one that comes from a stranger.
     """

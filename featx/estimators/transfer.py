@@ -105,8 +105,9 @@ class TransferClassifier(ClassifierMixin, NetworkEstimator):  # type: ignore[mis
     best_recipe_ : str
     best_score_ : float
         Mean score of the best recipe over its folds. That of the best of several, hence a little high: by 0.020 with a
-        standard error of 0.009 over thirty draws of 100 photos of ten classes, with the recipes on features
-        (``benchmarks/bench_transfer.py``). Photos outside of the search tell more.
+        standard error of 0.009 over thirty draws of 100 photos of ten classes, with the recipes on features, and by
+        0.025 with one of 0.028 over five with all (``benchmarks/bench_transfer.py``). Photos outside of the search
+        tell more.
     estimator_ : classifier of images
         The best recipe, fitted to all images.
 
