@@ -171,15 +171,14 @@ class Tuned:
         used = photos.take(readable(model, photos.paths, console))
         folds = kind.folds(used, self.settings.n_folds or FOLDS_TUNED)
         X = np.array(used.paths, dtype=object)
-        found, parts = [], []
+        parts = []
         for number, (learnt, held_out) in enumerate(folds.split(X, used.y), 1):
             _announce(f"Fold {number} of {folds.get_n_splits()}", console)
             learner = clone(model).fit(X[learnt], used.y[learnt])
-            found.append(learner.score(X[held_out], used.y[held_out]))
             parts.append(_judged_of(learner, used.take(held_out), np.unique(used.y)))
         _announce("The model, from all photos", console)
         model.fit(X, used.y)
-        return self.learnt(model, used, np.asarray(found), parts)
+        return self.learnt(model, used, np.array([kind.score_of(part) for part in parts]), parts)
 
     def learnt(self, model: Any, used: Labelled, found: np.ndarray, parts: Sequence[Judged], **more: Any) -> Learnt:
         """What there is to say of a fitted network, and of scores of others like it."""
@@ -301,7 +300,7 @@ class TunedOrNot:
         console.note(told(rows[1]))
         reason, is_better = f"the network was not judged: {why}", False
         if parts:
-            held_out = np.concatenate([rows for _, rows in folds[: len(parts)]])
+            held_out = np.concatenate([places for _, places in folds[: len(parts)]])
             gain, error = _gain(first.judged.take(held_out), joined(parts))
             is_better = gain > error
             reason = f"a trained network's mean loss is lower by {gain:.4g}, with a standard error of {error:.4g}"
