@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 _PACKAGES = ("featx", "joblib", "lmdb", "numpy", "scikit-learn", "torch", "torchvision", "xxhash")
 
 
@@ -41,3 +43,15 @@ def write_json(path: Path, figures: dict[str, Any]) -> None:
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(json.dumps(figures | about(), indent=1) + "\n")
     draft.replace(path)
+
+
+def packed(values: Any) -> dict[str, Any]:
+    """A few distinct numbers in a long row, as a line of digits."""
+    distinct, which = np.unique(np.asarray(values, dtype=float), return_inverse=True)
+    assert len(distinct) <= 10
+    return {"distinct": distinct.tolist(), "which": "".join(map(str, which))}
+
+
+def unpacked(row: dict[str, Any]) -> np.ndarray:
+    """What `packed` has packed."""
+    return np.array(row["distinct"])[[*map(int, row["which"])]]

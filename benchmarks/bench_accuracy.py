@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _about import runs_in, write_json
+from _about import packed, runs_in, unpacked, write_json
 from _cells import NETWORKS, TASKS, Task
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
@@ -161,16 +161,15 @@ def _run(way: str, task: Task, network: dict[str, Any], seed: int, size: Size, d
 
 
 def _packed_weights(weights: np.ndarray) -> dict[str, list[float] | str] | None:
-    """Distinct weights, of at most ten classes, and a digit for which each image has; None where all weigh the same."""
-    distinct, which = np.unique(weights, return_inverse=True)
-    return None if len(distinct) == 1 else {"distinct": distinct.tolist(), "which": "".join(map(str, which))}
+    """None where all weigh the same."""
+    found = packed(weights)
+    return None if len(found["distinct"]) == 1 else found
 
 
 def right_of(run: Run) -> np.ndarray:
     """Of shape (n,): what each image adds to the score, whose mean is the accuracy."""
     right = np.unpackbits(np.frombuffer(bytes.fromhex(run["right"]), np.uint8), count=run["n"]).astype(float)
-    packed = run["weights"]
-    return right if packed is None else right * np.array(packed["distinct"])[[*map(int, packed["which"])]]
+    return right if run["weights"] is None else right * unpacked(run["weights"])
 
 
 def difference(runs: Sequence[Run], others: Sequence[Run], same_photos: bool) -> tuple[float, float]:

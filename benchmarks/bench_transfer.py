@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _about import runs_in, write_json
+from _about import packed, runs_in, unpacked, write_json
 from _cells import NETWORKS, TASKS, Part, Task
 from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 
@@ -97,11 +97,11 @@ def chosen(name: str, number: int, task: Task, part: Part, budget: float) -> Run
     return {
         "recipe": best.best_recipe_,
         "best_score": best.best_score_,
-        "leaderboard": board,
+        "leaderboard": {name: [None if value != value else value for value in row] for name, row in board.items()},
         "seconds": seconds,
         "seconds_of_probe": seconds_of_probe,
-        "right": of_best.tolist(),
-        "each": {recipe: values.tolist() for recipe, values in each.items()},
+        "right": packed(of_best),
+        "each": {recipe: packed(values) for recipe, values in each.items()},
     }
 
 
@@ -128,8 +128,8 @@ def print_chosen(runs: dict[str, Run]) -> bool:
         if not found:
             continue
         shared = set.intersection(*({*run["each"]} for run in found))
-        each = {recipe: np.concatenate([run["each"][recipe] for run in found]) for recipe in shared}
-        taken = np.concatenate([run["right"] for run in found])
+        each = {recipe: np.concatenate([unpacked(run["each"][recipe]) for run in found]) for recipe in shared}
+        taken = np.concatenate([unpacked(run["right"]) for run in found])
         over, error = gap(taken, each["probe"])
         best = max(sorted(shared), key=lambda recipe: each[recipe].mean())
         below, error_below = gap(each[best], taken)
