@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from featx.choosing.search import Entry, Search
+from typing import Any
 
 
 class Follower:
@@ -21,8 +18,8 @@ class Follower:
         """Asked between the folds: whether it was interrupted, and nobody has noticed."""
         return False
 
-    def chosen(self, search: Search, entry: Entry) -> None:
-        """The search is over, and this has won; it learns from all images now."""
+    def chosen(self, search: Any, entry: Any) -> None:
+        """The search is over, and this entry of it has won; it learns from all images now."""
 
 
 class Printing(Follower):
@@ -30,6 +27,12 @@ class Printing(Follower):
 
     def tried(self, row: dict[str, Any]) -> None:
         """The line."""
-        from featx.choosing.search import told
-
         print(told(row))
+
+
+def told(row: dict[str, Any]) -> str:
+    """A line of the leaderboard in words."""
+    name = " ".join(filter(None, [row["recipe"], row["choice"]]))
+    n_folds = f"{row['n_folds']} fold{'s' * (row['n_folds'] != 1)}"
+    found = f"{row['mean']:.3f} +- {row['spread']:.3f} ({n_folds}), {row['seconds']:.0f} s" if row["n_folds"] else ""
+    return f"{name}: {'; '.join(filter(None, [found, row['not_tried']]))}"

@@ -347,11 +347,3 @@ class Search:
 
 def _always(seconds: float) -> bool:
     return True
-
-
-def told(row: dict[str, Any]) -> str:
-    """A line of the leaderboard in words."""
-    name = " ".join(filter(None, [row["recipe"], row["choice"]]))
-    n_folds = f"{row['n_folds']} fold{'s' * (row['n_folds'] != 1)}"
-    found = f"{row['mean']:.3f} +- {row['spread']:.3f} ({n_folds}), {row['seconds']:.0f} s" if row["n_folds"] else ""
-    return f"{name}: {'; '.join(filter(None, [found, row['not_tried']]))}"

@@ -15,9 +15,9 @@ from featx.activations.engine import TALLY
 from featx.activations.trying import why_unreadable
 from featx.backbones.addresses import plain_address
 from featx.choosing.budget import Budget, OutOfTime
-from featx.choosing.following import Follower
+from featx.choosing.following import Follower, told
 from featx.choosing.predicted import Answer
-from featx.choosing.search import Entry, Search, told
+from featx.choosing.search import Entry, Search
 from featx.cli.judged import Judged, joined
 from featx.cli.kinds import Kind
 from featx.cli.models import readable
