@@ -262,7 +262,7 @@ def test_predict_says_what_is_wrong_with_weights_that_have_changed(poisoned: str
     good = network_spec("featx_micro", "DEFAULT", 0).load("cpu", torch.float32).module.state_dict()
     wrong = weights.read_bytes()
     save_file({key: value.contiguous() for key, value in good.items()}, weights)
-    _run("fit", photos, "-o", model, "--backbone", "featx_micro", "--weights", weights, "--no-cache")
+    _run("fit", photos, "-o", model, "--backbone", "featx_micro", "--weights", weights, "--no-cache", "--quick")
     weights.write_bytes(wrong)
     result = _run("predict", model, photos, "--no-cache", code=1)
     assert re.search(r"None of 8 photos can be used: .*poisoned\.safetensors' hold NaN or infinity", result.stderr)

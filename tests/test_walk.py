@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from featx import load_image_folder
 from featx.cli.outcomes import Broken, Console
-from featx.cli.photos import list_labelled, list_photos
+from featx.cli.photos import list_photos
+from featx.cli.sources import Folders
 from featx.distributed.listing import list_items
 from featx.images.formats import choose
 from featx.images.walk import HIDDEN, Listing, left_out_of, told, walk
@@ -180,9 +181,9 @@ def test_every_file_is_listed_or_counted_by_all_who_list(tree: dict) -> None:
         bunch = load_image_folder(root, shuffle=False)
         check(bunch.data.tolist(), bunch.left_out, model)
         console = Console(quiet=True)
-        photos, labels = list_labelled(str(root), None, console)
-        assert (photos, console.left_out) == (bunch.data.tolist(), bunch.left_out)
-        assert labels.tolist() == [bunch.target_names[i] for i in bunch.target]
+        photos = Folders(str(root), None).labelled(console)
+        assert (photos.paths, console.left_out) == (bunch.data.tolist(), bunch.left_out)
+        assert photos.y.tolist() == [bunch.target_names[i] for i in bunch.target]
 
 
 # Patterns and files far away
@@ -259,7 +260,7 @@ def test_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pytes
     for ask in (load_image_folder, lambda folder: list_items(folder, None)):
         with pytest.raises(PermissionError, match="a/closed"):
             ask(tmp_path)
-    for ask in (lambda console: list_photos([str(tmp_path)], console), lambda c: list_labelled(str(tmp_path), None, c)):
+    for ask in (lambda console: list_photos([str(tmp_path)], console), Folders(str(tmp_path), None).labelled):
         console = Console(quiet=True)
         ask(console)
         assert console.broken == [Broken(closed, "permission denied")]
