@@ -269,7 +269,10 @@ def test_the_reason_names_what_was_beaten_and_what_came_near() -> None:
     alone, _, _ = search([Fake("cheap")], task_of())
     assert alone.reason() == "nothing else was judged"
     equal, _, _ = search([Fake("cheap", [1]), Fake("dear", [2])], task_of())
-    assert equal.reason() == "nothing dearer is better beyond doubt"
+    assert equal.reason() == "not better beyond doubt: dear"
+    slow = Fake("slow", trains=True, takes=9.0)
+    late, _, _ = search([Fake("cheap"), slow], task_of(), seconds=5.0)
+    assert late.reason() == "nothing else was judged; not judged: slow"
 
 
 def test_a_scorer_that_such_labels_cannot_have_is_told_before_anything_is_judged() -> None:

@@ -103,6 +103,11 @@ def test_figures_are_those_of_scikit_learn(known: Path, tmp_path: Path) -> None:
     text = run("score", known, val).stdout
     assert f"Accuracy {right.mean():.3f} ({right.sum()} of 45 photos; 95 % interval {low:.3f} to {high:.3f})" in text
     assert worst[0] in text
+    gap = confidence.mean() - right.mean()
+    wanted = (
+        "as sure as it is right" if abs(gap) <= 0.05 else f"{'right' if gap < 0 else 'wrong'} more often than it says"
+    )
+    assert wanted in text
 
 
 def test_classes_that_are_not_there_have_no_recall(known: Path, tmp_path: Path) -> None:

@@ -189,7 +189,9 @@ class Search:
     def reason(self) -> str:
         """Why the winner is taken, in words."""
         best, before, rivals = self._compared()
-        found = ["nothing else was judged" if len(self._judged()) == 1 else "nothing dearer is better beyond doubt"]
+        unjudged = [entry.name for entry in self.entries if not entry.answers]
+        names = ", ".join(rival.name for rival in rivals)
+        found = [f"not better beyond doubt: {names}"] if rivals else ["nothing else was judged"]
         if before is not None:
             gain, error = self.task.gain(best.answers, before.answers)
             found = [f"better than {before.name} by {gain:.3f}, more than the standard error of {error:.3f}"]
@@ -197,6 +199,8 @@ class Search:
             gain, error = self.task.gain(rival.answers, best.answers)
             if gain > 0:
                 found.append(f"{rival.name} is better by {gain:.3f} only, within the standard error of {error:.3f}")
+        if unjudged:
+            found.append(f"not judged: {', '.join(unjudged)}")
         return "; ".join(found)
 
     def _compared(self) -> tuple[Entry, Entry | None, list[Entry]]:

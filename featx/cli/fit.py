@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from sklearn.metrics import get_scorer_names
 
 from featx.backbones.addresses import path_in
@@ -147,8 +148,9 @@ def fit(
     --label; with --task regression its labels are numbers.
 
     A pretrained network describes each photo, once. Then several ways to learn from that are tried, cheap ones first:
-    linear models on features of one layer or of several, and the last stages of the network trained. A line tells of
-    each. A dearer one is taken only where it is better beyond doubt; the model learns from all photos in that way.
+    linear models on features of one layer (probe, lda) or of several (layers), the last stages of the network trained
+    (last-stage, last-two, and last-two-flip with mirrored photos), and the mean of the two best. A line tells of each.
+    A dearer one is taken only where it is better beyond doubt; the model learns from all photos in that way.
 
     Ctrl-C ends the search, and the best way so far is taken; a second one ends the command.
 
@@ -188,7 +190,9 @@ def fit(
         except Exception:  # the model is there all the same
             console.finish(result | {"report": None}, len(labelled.paths))
             raise
-        console.advise(f"Next: featx predict {output} FOLDER -o labels.csv")
+        if any(not row["n_folds"] for row in result.get("leaderboard", ())) and not result["interrupted"]:
+            console.advise("A larger --time-budget lets more be tried.")
+        console.advise(f"Next: featx predict {output} FOLDER -o labels.csv, or featx score {output} OTHERS with labels")
         console.finish(result | {"report": None if report is None else str(report)}, len(labelled.paths))
 
 
@@ -270,10 +274,12 @@ def _told(learnt: Learnt, settings: Settings) -> str:
     result = learnt.result
     score, n, of = result["scoring"], result["folds"], result["of_folds"]
     folds = f"{n}-fold cross-validation" if n == of else f"{n} of {of} folds of a cross-validation"
+    groups = "" if learnt.photos.groups is None else f" in {len(np.unique(learnt.photos.groups))} groups"
     return (
-        f"{len(learnt.photos.y)} photos {settings.kind.told(learnt.photos.y)}\n"
+        f"{len(learnt.photos.y)} photos{groups} {settings.kind.told(learnt.photos.y)}\n"
         f"{settings.backbone}, {learnt.how}\n"
         f"{score[0].upper() + score[1:]} {result[score]:.3f} +- {result['spread']:.3f} ({folds})"
+        f"{settings.kind.remark(result[score])}"
     )
 
 

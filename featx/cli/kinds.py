@@ -53,6 +53,9 @@ class Kind(Protocol):
     def told(self, y: np.ndarray) -> str:
         """The same in words."""
 
+    def remark(self, score: float) -> str:
+        """What a beginner should know of a score; empty for nothing."""
+
     def folds(self, photos: Labelled, n_folds: int) -> Any:
         """A splitter, the same for whatever is compared.
 
@@ -89,6 +92,10 @@ class Classes:
         """How many, and the first ones."""
         classes = np.unique(y).tolist()
         return f"of {len(classes)} classes: {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
+
+    def remark(self, score: float) -> str:
+        """Nothing."""
+        return ""
 
     def folds(self, photos: Labelled, n_folds: int) -> BaseCrossValidator:
         """Stratified, and as many as the smallest class allows."""
@@ -128,6 +135,10 @@ class Numbers:
     def told(self, y: np.ndarray) -> str:
         """The same."""
         return f"with numbers of {y.mean():.4g} +- {y.std():.4g}"
+
+    def remark(self, score: float) -> str:
+        """Whether anything was learnt."""
+        return "\nNothing was learnt: the mean of all numbers has an R2 of 0." if score <= 0 else ""
 
     def folds(self, photos: Labelled, n_folds: int) -> BaseCrossValidator:
         """By chance."""

@@ -22,6 +22,7 @@ from featx.cli.outcomes import table
 
 _N_WORST, _N_PAIRS, _N_BINS = 10, 10, 10
 _SURE = 0.95
+_ALIKE = 0.05  # of confidence and accuracy
 
 
 class Measures(Protocol):
@@ -159,8 +160,8 @@ class OfClasses:
         if self.calibration_error is not None:
             confidence = sum(each.n_photos * each.confidence for each in self.bins) / self.n_photos
             found.append(
-                f"Calibration error {self.calibration_error:.3f} (mean confidence {confidence:.3f}); log loss "
-                f"{self.log_loss:.3f}"
+                f"Calibration error {self.calibration_error:.3f} (mean confidence {confidence:.3f}: "
+                f"{_verdict(confidence - self.accuracy)}); log loss {self.log_loss:.3f}"
             )
         rows = [
             [each.label, each.n_photos, *(_short(value) for value in (each.recall, each.precision, each.f1))]
@@ -245,6 +246,13 @@ class OfNumbers:
 def measures_of(judged: Judged) -> Measures:
     """By what the model tells."""
     return OfClasses.of(judged) if len(judged.classes) else OfNumbers.of(judged)
+
+
+def _verdict(gap: float) -> str:
+    """What mean confidence less accuracy says to somebody who wants to rely on confidences."""
+    if abs(gap) <= _ALIKE:
+        return "on the whole as sure as it is right"
+    return "right more often than it says" if gap < 0 else "wrong more often than it says"
 
 
 def _bins(confidence: np.ndarray, right: np.ndarray) -> list[Bin]:

@@ -171,7 +171,7 @@ class _Steps:
         def seconds(rows: np.ndarray, n_epochs: int) -> float:
             nonlocal spent
             if not until(spent):  # a trial is foreseen to take as long as those before it
-                raise OutOfTime(f"measuring what its steps take would take about {spent:.0f} s more")
+                raise OutOfTime(f"its steps cannot be measured in the time left: about {spent:.0f} s more")
             begun = time.perf_counter()
             _fit(clone(estimator).set_params(epochs=n_epochs, verbose=0, early_stopping=False), X, task, rows)
             spent = time.perf_counter() - begun
