@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from typing import Any
 
 from click.testing import CliRunner, Result
@@ -28,3 +29,18 @@ class _Runner(CliRunner):
 def runner() -> CliRunner:
     """One whose results hold stdout and stderr apart, and both in ``output``."""
     return _Runner(mix_stderr=False) if _MIXES else CliRunner()
+
+
+def run(*words: object, code: int = 0) -> Result:
+    """A command of featx that has to end with this code."""
+    from featx.cli.commands import featx
+
+    result = runner().invoke(featx, [str(word) for word in words])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def run_json(*words: object) -> dict[str, Any]:
+    """What it prints for scripts."""
+    found: dict[str, Any] = json.loads(run(*words, "--json").stdout)
+    return found

@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from featx import load_image_folder
+from featx import FeatureStore, load_image_folder
 from featx.activations.exported import finding
 
 DATA = Path(os.environ.get("FEATX_DATA", Path(__file__).parents[2] / "shared"))
@@ -73,6 +73,14 @@ def _nothing_left_behind() -> Iterator[None]:
     yield
     assert (torch.get_num_threads(), torch.get_default_device(), torch.get_default_dtype()) == before
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("featx")]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FeatureStore:
+    """The user's feature store, in a folder of the test's own, which is also the current one."""
+    monkeypatch.setenv("FEATX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return FeatureStore(tmp_path / "cache")
 
 
 @pytest.fixture(scope="session")

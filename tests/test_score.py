@@ -10,8 +10,7 @@ from typing import Any
 import joblib
 import numpy as np
 import pytest
-from click.testing import Result
-from commands import runner
+from commands import run
 from pictures import encode
 from sklearn.linear_model import RidgeClassifier
 from sklearn.metrics import (
@@ -22,8 +21,7 @@ from sklearn.metrics import (
 )
 from sklearn.pipeline import make_pipeline
 
-from featx import FeatureStore, PretrainedFeatureExtractor, load_image_folder
-from featx.cli.commands import featx
+from featx import PretrainedFeatureExtractor, load_image_folder
 from featx.cli.judged import Judged
 from featx.cli.measures import OfClasses
 from featx.cli.sources import Labelled
@@ -31,17 +29,7 @@ from featx.cli.sources import Labelled
 NAMES = ("blue", "green", "red")
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FeatureStore:
-    monkeypatch.setenv("FEATX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return FeatureStore(tmp_path / "cache")
-
-
-def run(*words: object, code: int = 0) -> Result:
-    result = runner().invoke(featx, [str(word) for word in words])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def write(folder: Path, n: int, seed: int) -> Path:

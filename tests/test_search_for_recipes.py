@@ -14,23 +14,17 @@ from typing import Any
 import joblib
 import numpy as np
 import pytest
-from click.testing import Result
-from commands import runner
+from commands import run, run_json
 from pictures import encode
 
 from featx import FeatureStore, FineTuneRegressor, TransferClassifier
-from featx.cli.commands import featx
 from featx.cli.fit import _LATE
 
 MICRO = ["--backbone", "featx_micro"]
 BOARD = ["probe", "layers", "lda", "last-stage", "last-two", "last-two-flip", "mean"]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FeatureStore:
-    monkeypatch.setenv("FEATX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return FeatureStore(tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def write_photos(folder: Path, n: int, seed: int = 0) -> Path:
@@ -49,16 +43,6 @@ def write_photos(folder: Path, n: int, seed: int = 0) -> Path:
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     return write_photos(tmp_path / "photos", 32)
-
-
-def run(*words: object, code: int = 0) -> Result:
-    result = runner().invoke(featx, [str(word) for word in words])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
-
-
-def run_json(*words: object) -> dict[str, Any]:
-    return json.loads(run(*words, "--json").stdout)
 
 
 def test_every_recipe_is_told_and_the_model_is_what_the_library_would_choose(

@@ -16,14 +16,12 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet
 import pytest
-from click.testing import Result
-from commands import runner
+from commands import run, run_json
 from pictures import encode
 from sklearn.model_selection import StratifiedGroupKFold
 
 from featx import FeatureStore
 from featx.cli import ways
-from featx.cli.commands import featx
 from featx.cli.options import Columns
 from featx.cli.table_forms import opened
 
@@ -32,21 +30,7 @@ COLUMNS = ["--image", "file", "--label", "breed"]
 N = 24
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FeatureStore:
-    monkeypatch.setenv("FEATX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return FeatureStore(tmp_path / "cache")
-
-
-def run(*words: object, code: int = 0) -> Result:
-    result = runner().invoke(featx, [str(word) for word in words])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
-
-
-def run_json(*words: object) -> dict[str, Any]:
-    return json.loads(run(*words, "--json").stdout)
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

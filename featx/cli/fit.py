@@ -238,11 +238,11 @@ def _way(
 
 
 def _report(learnt: Learnt, source: Source, path: Path, console: Console) -> None:
-    from featx.cli.report import ModelReport, write_model_report
+    from featx.cli.report import ModelReport, basename, write_model_report
 
     result = learnt.result
     report = ModelReport(
-        f"What was learnt of {os.path.basename(os.path.realpath(source.path)) or source.path}",
+        f"What was learnt of {basename(source.path)}",
         f"By {result['backbone']}, {learnt.how}. Each photo is predicted by a model that did not learn from it; the "
         "choice was made by these photos, too, so that others tell more (featx score).",
         learnt.model,

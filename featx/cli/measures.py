@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -144,10 +144,7 @@ class OfClasses:
 
     def confused(self, count: int = _N_PAIRS) -> list[tuple[str, str, int]]:
         """The pairs of true and predicted class that are confused most often."""
-        labels, wrong = [each.label for each in self.classes], self.confusion - np.diag(np.diag(self.confusion))
-        worst = np.argsort(-wrong, axis=None, kind="stable")[:count]
-        pairs = [divmod(int(cell), len(labels)) for cell in worst]
-        return [(labels[true], labels[taken], int(wrong[true, taken])) for true, taken in pairs if wrong[true, taken]]
+        return confused_pairs(self.confusion, [each.label for each in self.classes], count)
 
     def lines(self, name: Callable[[int], str]) -> list[str]:
         """In words."""
@@ -241,6 +238,14 @@ class OfNumbers:
             "mean_absolute_error": self.mean_absolute_error,
             "root_mean_squared_error": self.root_mean_squared_error,
         }
+
+
+def confused_pairs(confusion: np.ndarray, labels: Sequence[str], count: int) -> list[tuple[str, str, int]]:
+    """True class, predicted class and number of photos, the most frequent first; of a confusion matrix."""
+    wrong = confusion - np.diag(np.diag(confusion))
+    worst = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    pairs = [divmod(int(cell), len(labels)) for cell in worst]
+    return [(labels[true], labels[taken], int(wrong[true, taken])) for true, taken in pairs if wrong[true, taken]]
 
 
 def measures_of(judged: Judged) -> Measures:

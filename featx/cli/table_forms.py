@@ -6,12 +6,13 @@ import codecs
 import csv
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import click
 
@@ -24,43 +25,33 @@ _MARKS = ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _USUAL, _OTHERWISE = "utf-8-sig", "cp1252"
 
 
-class File(Protocol):
-    """A table in some form."""
+@dataclass(frozen=True)
+class Form(ABC):
+    """A table in some form.
 
-    @property
-    def path(self) -> str:
-        """As it was typed."""
+    Attributes
+    ----------
+    path : str
+    """
 
+    path: str
+
+    @abstractmethod
     def names(self) -> list[str]:
         """Of its columns."""
 
+    @abstractmethod
     def rows(self, names: Sequence[str]) -> Iterator[list[Any]]:
         """Values of some columns: texts, or whatever the form can hold; None for nothing."""
 
+    @abstractmethod
     def code(self) -> str:
         """Python that reads it with pandas."""
 
     @property
     def remark(self) -> str:
         """What is good to know of how it is read; empty for nothing."""
-
-    def check(self, columns: Columns, needed: Iterable[str]) -> None:
-        """Raise where columns that are needed are not named, or those named are not there."""
-
-
-class _Columns:
-    """What all forms share: the check of names."""
-
-    path: str
-
-    @property
-    def remark(self) -> str:
-        """Nothing."""
         return ""
-
-    def names(self) -> list[str]:
-        """Of the columns."""
-        raise NotImplementedError
 
     def check(self, columns: Columns, needed: Iterable[str]) -> None:
         """Raise where columns that are needed are not named, or those named are not there.
@@ -92,17 +83,15 @@ class _Columns:
 
 
 @dataclass(frozen=True)
-class _Text(_Columns):
+class _Text(Form):
     """Lines of cells, whatever separates them; the first line has the names."""
-
-    path: str
 
     def names(self) -> list[str]:
         """Of the first line, without spaces around them."""
         return self._head[1]
 
     def rows(self, names: Sequence[str]) -> Iterator[list[str | None]]:
-        """Cells; one that is empty, or is not there, is nothing.
+        """Cells as they stand there; one that is not there is nothing.
 
         Raises
         ------
@@ -124,7 +113,7 @@ class _Text(_Columns):
                         )
                     line = reader.line_num
                     if any(cell.strip() for cell in cells):
-                        yield [cells[place].strip() or None if place < len(cells) else None for place in places]
+                        yield [cells[place] if place < len(cells) else None for place in places]
             except csv.Error as error:
                 raise click.ClickException(
                     f"Cells with both quotes, or with none, are expected in {shown(self.path)}, got something else "
@@ -198,10 +187,8 @@ def _first(reader: Iterator[list[str]]) -> list[str] | None:
 
 
 @dataclass(frozen=True)
-class _Lines(_Columns):
+class _Lines(Form):
     """A JSON object in each line."""
-
-    path: str
 
     def names(self) -> list[str]:
         """Of all objects, in the order in which they come."""
@@ -242,10 +229,8 @@ class _Lines(_Columns):
 
 
 @dataclass(frozen=True)
-class _Parquet(_Columns):
+class _Parquet(Form):
     """A Parquet file."""
-
-    path: str
 
     def names(self) -> list[str]:
         """Of its schema."""
@@ -278,7 +263,7 @@ class _Parquet(_Columns):
 
 
 #: Endings of tables, in any case.
-FORMS: dict[str, type[_Text | _Lines | _Parquet]] = {
+FORMS: dict[str, type[Form]] = {
     **dict.fromkeys(_TEXT, _Text),
     **dict.fromkeys(_LINES, _Lines),
     **dict.fromkeys(_PARQUET, _Parquet),
@@ -290,6 +275,6 @@ def is_table(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in FORMS and not os.path.isdir(path)
 
 
-def opened(path: str) -> File:
+def opened(path: str) -> Form:
     """A table in the form that its name says."""
     return FORMS[os.path.splitext(path)[1].lower()](path)

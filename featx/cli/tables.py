@@ -13,7 +13,7 @@ import click
 
 from featx.cli.options import Columns
 from featx.cli.outcomes import Broken, Console, shown
-from featx.cli.table_forms import File, opened
+from featx.cli.table_forms import Form, opened
 from featx.images.remote import is_url
 
 _MOST = 5  # rows or files that a message shows
@@ -112,7 +112,7 @@ def joined(path: str, columns: Columns, numbers: bool, console: Console) -> list
     return [*known.values()]
 
 
-def _rows(file: File, columns: Columns, options: Sequence[str], console: Console) -> list[list[Any]]:
+def _rows(file: Form, columns: Columns, options: Sequence[str], console: Console) -> list[list[Any]]:
     """Path and other values of all rows that name a photo."""
     found, n_empty, n_rows = list[list[Any]](), 0, 0
     base, urls = columns.base(file.path), list[str]()

@@ -17,6 +17,8 @@ from sklearn.neighbors import NearestNeighbors
 from featx.backbones.addresses import path_in, plain_address
 from featx.choosing.probes import probabilities_of
 from featx.cli.found import Found
+from featx.cli.judged import Judged
+from featx.cli.measures import confused_pairs
 from featx.cli.outcomes import shown
 from featx.images.remote import is_url
 from featx.plots.pictures import thumbnail
@@ -109,10 +111,7 @@ class Contents:
 
     def confused(self, classes: Sequence[str], count: int) -> list[tuple[str, str, int]]:
         """The pairs of true and predicted class that are confused most often."""
-        wrong = self.confusion - np.diag(np.diag(self.confusion))
-        worst = np.argsort(-wrong, axis=None, kind="stable")[:count]
-        pairs = [(int(cell) // len(classes), int(cell) % len(classes)) for cell in worst]
-        return [(classes[true], classes[taken], int(wrong[true, taken])) for true, taken in pairs if wrong[true, taken]]
+        return confused_pairs(self.confusion, classes, count)
 
 
 def contents_of(found: Found) -> Contents:
@@ -122,17 +121,19 @@ def contents_of(found: Found) -> Contents:
     rows = extractor.transform([*found.photos.paths])  # from the cache
     proba = probabilities_of(rows, found.photos.y, found.folds, best.C)
     classes = np.asarray(found.classes)
-    predicted, confidence = classes[proba.argmax(axis=1)], proba.max(axis=1)
+    judged = Judged(found.photos, classes, classes[proba.argmax(axis=1)], proba)
+    predicted, confidence = judged.predicted, judged.confidence
     items = extractor._items([*found.photos.paths], reset=False, in_full=True)
 
     def picture(row: int) -> Picture:
         return picture_of(thumbnail(items, row), name_of(found.photos.paths[row], found.source.folder))
 
-    wrong = np.flatnonzero(predicted != found.photos.y)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:MOST_MISTAKES].tolist()
     return Contents(
         confusion_matrix(found.photos.y, predicted, labels=classes),
-        [Mistake(picture(row), str(found.photos.y[row]), str(predicted[row]), float(confidence[row])) for row in worst],
+        [
+            Mistake(picture(row), str(found.photos.y[row]), str(predicted[row]), float(confidence[row]))
+            for row in judged.worst(MOST_MISTAKES)
+        ],
         [
             Neighbourhood(
                 picture(query),
